@@ -1,0 +1,97 @@
+"""The few libc calls that Python's library does not offer, through cffi's ABI mode: no compiler, no extension module."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any, Final
+
+from xenpy.abi._libc import ffi
+
+_lib: Any = ffi.dlopen(None)
+
+PROT_NONE: Final = 0
+PROT_READ: Final = mmap.PROT_READ
+PROT_WRITE: Final = mmap.PROT_WRITE
+PROT_EXEC: Final = mmap.PROT_EXEC
+MAP_SHARED: Final = mmap.MAP_SHARED
+MAP_PRIVATE: Final = mmap.MAP_PRIVATE
+MAP_ANONYMOUS: Final = mmap.MAP_ANONYMOUS
+MAP_FIXED: Final = 0x10  # Ref: asm-generic/mman-common.h, as the next two
+MAP_NORESERVE: Final = 0x4000
+MADV_REMOVE: Final = 9
+MADV_HUGEPAGE: Final = 14
+
+_MAP_FAILED: Final = (1 << 64) - 1
+
+
+def _raise_errno(what: str) -> None:
+    raise OSError(ffi.errno, f"{what}: {os.strerror(ffi.errno)}")
+
+
+def map_memory(hva: int, size: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
+    """Map memory and return its address.
+
+    `hva` 0 lets the kernel choose unless `flags` has MAP_FIXED. `size` and `offset` are in bytes. Raises OSError.
+
+    Ref: mmap(2)
+    """
+    result = int(_lib.mmap(hva, size, prot, flags, fd, offset))
+    if result == _MAP_FAILED:
+        _raise_errno(f"mmap of {size:#x} bytes")
+    return result
+
+
+def unmap_memory(hva: int, size: int) -> None:
+    """Unmap `size` bytes at `hva`. Raises OSError."""
+    if _lib.munmap(hva, size):
+        _raise_errno("munmap")
+
+
+def advise(hva: int, size: int, advice: int) -> bool:
+    """Give the kernel advice about a mapping; tell whether it took it.
+
+    Ref: madvise(2)
+    """
+    return bool(_lib.madvise(hva, size, advice) == 0)
+
+
+def ioctl(fd: int, request: int, arg: int) -> int:
+    """Call ioctl without retrying on EINTR, which is how a kicked vCPU comes back; return -errno on failure.
+
+    The interpreter lock is released during the call.
+    """
+    result: int = _lib.ioctl(fd, request, arg)
+    return -ffi.errno if result < 0 else result
+
+
+def install_handler(signum: int, handler: int) -> None:
+    """Install native code at address `handler` for a signal, for the whole process. Raises OSError.
+
+    Python's own handlers run later and in the main thread only, so they cannot serve to interrupt a system call quietly.
+
+    Ref: sigaction(2)
+    """
+    if int(_lib.signal(signum, handler)) == _MAP_FAILED:
+        _raise_errno("signal")
+    if _lib.siginterrupt(signum, 1):
+        _raise_errno("siginterrupt")
+
+
+def buffer(hva: int, size: int) -> memoryview:
+    """Return a writable view of `size` bytes at `hva`; the caller answers for their staying mapped."""
+    return memoryview(ffi.buffer(ffi.cast("uint8_t *", hva), size)).cast("B")
+
+
+def native_function(hva: int, signature: str) -> Any:
+    """Make native code at `hva` callable, with a C `signature` such as `uint64_t(*)(uint64_t)`."""
+    return ffi.cast(signature, hva)
+
+
+def punch_hole(fd: int, offset: int, size: int) -> None:
+    """Free the pages behind part of a file; it reads as zeroes afterwards. Raises OSError.
+
+    Ref: fallocate(2), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    """
+    if _lib.fallocate(fd, 0x02 | 0x01, offset, size):
+        _raise_errno("fallocate")

@@ -1,0 +1,342 @@
+"""Guest memory: a sparse guest-physical space over memfds, linear in our address space.
+
+One reservation covers the whole guest-physical space, so `hva = base + gpa` everywhere and a view of a guest page needs no lookup. RAM is a
+shared memfd mapped into it; pages of the hypervisor's own (shared_info, grant frames) live in a second memfd and may be mapped over any
+gfn, in RAM or outside. KVM notices through its MMU notifier, so placing a page inside RAM needs no memory-slot change.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, NewType
+
+from xenpy import libc
+from xenpy.errors import Errno, XenError
+
+Gpa = NewType("Gpa", int)
+Gfn = NewType("Gfn", int)
+Hva = NewType("Hva", int)
+
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+PAGE_MASK: Final = PAGE_SIZE - 1
+ADDRESS_BITS: Final = 40
+"""Width of the guest-physical space; CPUID tells the guest the same."""
+
+_HUGE_PAGE: Final = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A page of a memfd that may be mapped at a gfn: the hypervisor's own, or another domain's RAM."""
+
+    fd: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A contiguous populated range of gfns, backed by one KVM memory slot. `size` is in bytes."""
+
+    gpa: int
+    size: int
+    hva: int
+    readonly: bool = False
+
+
+class FramePool:
+    """The hypervisor's own pages, which a guest may map wherever it likes; zeroed when allocated.
+
+    Each is also mapped once in our address space, so that we read and write it wherever the guest has put it.
+    """
+
+    def __init__(self, pages: int = 1024) -> None:
+        self._fd = os.memfd_create("xenpy-frames", os.MFD_CLOEXEC)
+        self._size = pages << PAGE_SHIFT
+        os.ftruncate(self._fd, self._size)
+        self._hva = libc.map_memory(0, self._size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, self._fd)
+        self._view = libc.buffer(self._hva, self._size)
+        self._free: list[int] = []
+        self._next = 0
+
+    def allocate(self) -> Frame:
+        """Return a zeroed page. Raises XenError(ENOMEM) when the pool is used up."""
+        if self._free:
+            offset = self._free.pop()
+            self._view[offset : offset + PAGE_SIZE] = bytes(PAGE_SIZE)
+        elif self._next < self._size:
+            offset = self._next
+            self._next += PAGE_SIZE
+        else:
+            raise XenError(Errno.ENOMEM, "hypervisor frame pool exhausted")
+        return Frame(self._fd, offset)
+
+    def free(self, frame: Frame) -> None:
+        """Give a page back."""
+        self._free.append(frame.offset)
+
+    def view(self, frame: Frame) -> memoryview:
+        """Return the live page as a writable view of 4096 bytes."""
+        return self._view[frame.offset : frame.offset + PAGE_SIZE]
+
+    def hva(self, frame: Frame) -> int:
+        """Return the address of the page in our own address space."""
+        return self._hva + frame.offset
+
+    def close(self) -> None:
+        """Unmap and close; views handed out must not be used any more."""
+        if self._fd >= 0:
+            self._view.release()
+            libc.unmap_memory(self._hva, self._size)
+            os.close(self._fd)
+            self._fd = -1
+
+
+class GuestMemory:
+    """The guest-physical space of one domain.
+
+    `on_region` hears of every slot that appears (size > 0) or goes (size 0), for the KVM layer. Reads and writes outside populated
+    memory raise XenError(EFAULT): they come from guest-supplied addresses. All methods expect the domain's lock.
+    """
+
+    def __init__(self) -> None:
+        self._base = libc.map_memory(
+            0, 1 << ADDRESS_BITS, libc.PROT_NONE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+        )
+        self._view = libc.buffer(self._base, 1 << ADDRESS_BITS)
+        self.u64 = self._view.cast("Q")
+        """The whole space as 64-bit words, unchecked: index with gpa >> 3 only after `check`."""
+        self._fd = os.memfd_create("xenpy-ram", os.MFD_CLOEXEC)
+        self._ram_size = 0
+        self._starts: list[int] = []
+        self._regions: list[Region] = []
+        self._ram: list[tuple[int, int, int]] = []  # gpa, size, memfd offset
+        self._absent: dict[int, bytearray] = {}  # RAM gpa -> one byte a page, 1 where the guest gave the page back
+        self._placed: dict[int, Frame] = {}
+        self._low_end = 0
+        self.on_region: Callable[[Region], None] = lambda region: None
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Return every populated range, ascending."""
+        return tuple(self._regions)
+
+    @property
+    def ram_fd(self) -> int:
+        """Return the memfd that holds the RAM."""
+        return self._fd
+
+    def hva(self, gpa: int) -> int:
+        """Return our address of a guest-physical address; says nothing about its being populated."""
+        return self._base + gpa
+
+    # -- populating ---------------------------------------------------------------------------------------------------
+
+    def add_ram(self, gpa: int, size: int) -> None:
+        """Back [gpa, gpa + size) with zeroed RAM, both page-aligned. Raises OSError when the host has no memory for it."""
+        offset = self._ram_size
+        self._ram_size += size
+        os.ftruncate(self._fd, self._ram_size)
+        hva = libc.map_memory(
+            self._base + gpa, size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED | libc.MAP_FIXED, self._fd, offset
+        )
+        if size >= _HUGE_PAGE:
+            libc.advise(hva, size, libc.MADV_HUGEPAGE)
+        self._ram.append((gpa, size, offset))
+        self._absent[gpa] = bytearray(size >> PAGE_SHIFT)
+        self._add_region(Region(gpa, size, hva))
+        if gpa == 0:
+            self._low_end = size
+
+    def place(self, gfn: int, frame: Frame, *, readonly: bool = False) -> None:
+        """Map a frame at a gfn, over RAM or where nothing is.
+
+        Raises XenError(EINVAL) beyond the guest-physical space.
+        """
+        gpa = gfn << PAGE_SHIFT
+        if gfn < 0 or gpa >= 1 << ADDRESS_BITS:
+            raise XenError(Errno.EINVAL, f"gfn {gfn:#x} is beyond {ADDRESS_BITS} address bits")
+        prot = libc.PROT_READ if readonly else libc.PROT_READ | libc.PROT_WRITE
+        libc.map_memory(self._base + gpa, PAGE_SIZE, prot, libc.MAP_SHARED | libc.MAP_FIXED, frame.fd, frame.offset)
+        in_slot = self._region_at(gpa) is not None
+        ram = self._ram_at(gpa)
+        if ram is not None and gfn not in self._placed:
+            self._mark(ram, gpa, absent=True)
+            self._punch(ram, gpa)
+        self._placed[gfn] = frame
+        if not in_slot:
+            self._add_region(Region(gpa, PAGE_SIZE, self._base + gpa, readonly))
+
+    def unplace(self, gfn: int) -> Frame | None:
+        """Unmap a placed frame and return it, or None if none is there; the gfn is left unpopulated."""
+        frame = self._placed.pop(gfn, None)
+        if frame is None:
+            return None
+        gpa = gfn << PAGE_SHIFT
+        ram = self._ram_at(gpa)
+        if ram is not None:
+            self._map_ram_page(ram, gpa)
+        else:
+            # A view of the page may still be held; an anonymous page keeps it from faulting us.
+            prot = libc.PROT_READ | libc.PROT_WRITE
+            self._remove_region(gpa)
+            libc.map_memory(self._base + gpa, PAGE_SIZE, prot, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED)
+        return frame
+
+    def placed(self, gfn: int) -> Frame | None:
+        """Return the frame placed at a gfn, or None."""
+        return self._placed.get(gfn)
+
+    def placed_gfns(self, frame: Frame) -> list[int]:
+        """Return the gfns where a frame is placed."""
+        return [gfn for gfn, placed in self._placed.items() if placed == frame]
+
+    # -- ballooning ---------------------------------------------------------------------------------------------------
+
+    def release(self, gfn: int) -> bool:
+        """Give the RAM page of a gfn back to the host; tell whether there was one.
+
+        A guest that touches the gfn afterwards finds a zero page.
+        """
+        gpa = gfn << PAGE_SHIFT
+        ram = self._ram_at(gpa)
+        if ram is None or gfn in self._placed or self._is_absent(ram, gpa):
+            return False
+        self._mark(ram, gpa, absent=True)
+        self._punch(ram, gpa)
+        return True
+
+    def populate(self, gfn: int) -> bool:
+        """Put a zeroed RAM page back at a gfn that was RAM at start; tell whether the gfn was one that lacked it."""
+        gpa = gfn << PAGE_SHIFT
+        ram = self._ram_at(gpa)
+        if ram is None or gfn in self._placed or not self._is_absent(ram, gpa):
+            return False
+        self._mark(ram, gpa, absent=False)
+        self._punch(ram, gpa)  # whatever was written to it meanwhile is gone
+        return True
+
+    def is_ram(self, gfn: int) -> bool:
+        """Tell whether a gfn holds RAM of the guest's own at present."""
+        gpa = gfn << PAGE_SHIFT
+        ram = self._ram_at(gpa)
+        return ram is not None and gfn not in self._placed and not self._is_absent(ram, gpa)
+
+    def frame_of(self, gfn: int) -> Frame | None:
+        """Return the frame behind a gfn, RAM or placed, or None; for mapping it into another domain."""
+        placed = self._placed.get(gfn)
+        if placed is not None:
+            return placed
+        gpa = gfn << PAGE_SHIFT
+        ram = self._ram_at(gpa)
+        if ram is None or self._is_absent(ram, gpa):
+            return None
+        return Frame(self._fd, ram[2] + gpa - ram[0])
+
+    @property
+    def ram_pages(self) -> int:
+        """Return how many RAM pages the guest holds at present."""
+        return sum((size >> PAGE_SHIFT) - sum(self._absent[gpa]) for gpa, size, _ in self._ram)
+
+    @property
+    def max_gfn(self) -> int:
+        """Return the highest populated gfn."""
+        last = self._regions[-1]
+        return (last.gpa + last.size - 1) >> PAGE_SHIFT
+
+    # -- access -------------------------------------------------------------------------------------------------------
+
+    def check(self, gpa: int, size: int) -> None:
+        """Raise XenError(EFAULT) unless all of [gpa, gpa + size) is populated."""
+        if 0 <= gpa and gpa + size <= self._low_end:
+            return
+        while size > 0:
+            region = self._region_at(gpa)
+            if region is None:
+                raise XenError(Errno.EFAULT, f"gpa {gpa:#x} is not populated")
+            step = region.gpa + region.size - gpa
+            gpa += step
+            size -= step
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Return a copy of `size` bytes. Raises XenError(EFAULT)."""
+        self.check(gpa, size)
+        return bytes(self._view[gpa : gpa + size])
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy bytes in. Raises XenError(EFAULT)."""
+        size = len(data)
+        self.check(gpa, size)
+        self._view[gpa : gpa + size] = data
+
+    def view(self, gpa: int, size: int) -> memoryview:
+        """Return a live writable view. Raises XenError(EFAULT).
+
+        It follows the guest-physical address: if another page is placed there later, the view shows that page.
+        """
+        self.check(gpa, size)
+        return self._view[gpa : gpa + size]
+
+    def read_u64(self, gpa: int) -> int:
+        """Return the 64-bit word at an 8-aligned gpa. Raises XenError(EFAULT)."""
+        self.check(gpa, 8)
+        return self.u64[gpa >> 3]
+
+    def fill(self, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Write several (gpa, bytes) pieces. Raises XenError(EFAULT)."""
+        for gpa, data in pieces:
+            self.write(gpa, data)
+
+    def close(self) -> None:
+        """Unmap everything; views handed out must not be used any more."""
+        if self._fd >= 0:
+            self.u64.release()
+            self._view.release()
+            libc.unmap_memory(self._base, 1 << ADDRESS_BITS)
+            os.close(self._fd)
+            self._fd = -1
+
+    # -- internals ----------------------------------------------------------------------------------------------------
+
+    def _region_at(self, gpa: int) -> Region | None:
+        index = bisect_right(self._starts, gpa) - 1
+        if index < 0:
+            return None
+        region = self._regions[index]
+        return region if gpa < region.gpa + region.size else None
+
+    def _add_region(self, region: Region) -> None:
+        index = bisect_right(self._starts, region.gpa)
+        self._starts.insert(index, region.gpa)
+        self._regions.insert(index, region)
+        self.on_region(region)
+
+    def _remove_region(self, gpa: int) -> None:
+        index = self._starts.index(gpa)
+        region = self._regions[index]
+        del self._starts[index], self._regions[index]
+        self.on_region(Region(gpa, 0, region.hva))
+
+    def _ram_at(self, gpa: int) -> tuple[int, int, int] | None:
+        for ram in self._ram:
+            if ram[0] <= gpa < ram[0] + ram[1]:
+                return ram
+        return None
+
+    def _is_absent(self, ram: tuple[int, int, int], gpa: int) -> bool:
+        return bool(self._absent[ram[0]][(gpa - ram[0]) >> PAGE_SHIFT])
+
+    def _mark(self, ram: tuple[int, int, int], gpa: int, *, absent: bool) -> None:
+        self._absent[ram[0]][(gpa - ram[0]) >> PAGE_SHIFT] = absent
+
+    def _map_ram_page(self, ram: tuple[int, int, int], gpa: int) -> None:
+        offset = ram[2] + gpa - ram[0]
+        prot = libc.PROT_READ | libc.PROT_WRITE
+        libc.map_memory(self._base + gpa, PAGE_SIZE, prot, libc.MAP_SHARED | libc.MAP_FIXED, self._fd, offset)
+
+    def _punch(self, ram: tuple[int, int, int], gpa: int) -> None:
+        offset = ram[2] + gpa - ram[0]
+        libc.punch_hole(self._fd, offset, PAGE_SIZE)
