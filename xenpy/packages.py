@@ -47,12 +47,12 @@ def _reason(result: subprocess.CompletedProcess[str]) -> str:
 
 @dataclass(frozen=True)
 class Apt:
-    """One view of the distribution's package lists: the system's own, or a private copy that takes no root to refresh."""
+    """One view of the distribution's package lists: the system's own, or a private one that any user can refresh."""
 
     lists: Path | None = None
 
     def candidates(self, pattern: str) -> Iterator[str]:
-        """Iterate, newest version first, over the names that match `pattern` whole and that these lists can download."""
+        """Iterate over names that match `pattern` whole and that these lists can download, newest first."""
         prefix = re.split(r"[\\\[(.*+?]", pattern, maxsplit=1)[0]
         result = self._call("apt-cache", "pkgnames", prefix)
         names = [name for name in result.stdout.split() if re.fullmatch(pattern, name)]
@@ -129,7 +129,7 @@ def _views() -> Iterator[Apt]:
 
 
 def fetch_wheel(project: str, directory: Path) -> Path:
-    """Download the newest wheel of a PyPI `project`, without dependencies, into an empty `directory`; raises HostError."""
+    """Download the newest wheel of a PyPI `project` alone into an empty `directory`; raises HostError."""
     command = [
         sys.executable,
         "-m",
