@@ -1,0 +1,84 @@
+"""What hypercall handlers need of a domain and a vCPU. `xenpy.domain` supplies it; tests supply their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from xenpy.memory import FramePool, GuestMemory
+    from xenpy.pv.evtchn import EventChannels
+    from xenpy.pv.gnttab import GrantTable
+    from xenpy.pv.hvm_params import HvmParams
+    from xenpy.pv.shared_info import SharedInfo
+    from xenpy.pv.time import VcpuTimers
+    from xenpy.pv.version import XenVersion
+
+
+class Vcpu(Protocol):
+    """The calling vCPU, or another of the same domain."""
+
+    vcpu_id: int
+    timers: VcpuTimers
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether the vCPU is online."""
+
+    def translate(self, gva: int, *, write: bool = False) -> int:
+        """Return the gpa behind a guest-virtual address by the vCPU's present page tables. Raises XenError(EFAULT)."""
+
+    def block(self) -> None:
+        """Have the vCPU sleep, when its hypercall returns, until an event is pending for it."""
+
+    def poll(self, ports: Sequence[int], timeout_ns: int) -> None:
+        """Have the vCPU sleep until one of the ports is pending or system time reaches `timeout_ns` (0: no limit)."""
+
+    def yield_(self) -> None:
+        """Let other vCPUs run."""
+
+    def initialise(self, context: Any) -> None:
+        """Load the architectural state of VCPUOP_initialise. Raises XenError."""
+
+    def up(self) -> None:
+        """Bring the vCPU online. Raises XenError."""
+
+    def down(self) -> None:
+        """Take the vCPU offline when its hypercall returns."""
+
+    def send_nmi(self) -> None:
+        """Make a non-maskable interrupt pending."""
+
+    def event_pending(self) -> bool:
+        """Tell whether an upcall waits that the vCPU would take."""
+
+
+class Domain(Protocol):
+    """The domain of the calling vCPU."""
+
+    domid: int
+    is_pv: bool
+    memory: GuestMemory
+    frames: FramePool
+    shared_info: SharedInfo
+    evtchn: EventChannels
+    gnttab: GrantTable
+    hvm_params: HvmParams
+    version: XenVersion
+    vcpus: Sequence[Vcpu]
+    max_pages: int
+
+    def peer(self, domid: int) -> Domain:
+        """Return another domain, or this one for DOMID_SELF. Raises XenError(ESRCH)."""
+
+    def shutdown(self, reason: int) -> None:
+        """End the domain with a SHUTDOWN_* reason."""
+
+    def set_watchdog(self, timer_id: int, timeout_s: int) -> int:
+        """Arm, re-arm or disarm a watchdog timer; return its id. Raises XenError."""
+
+    def console_write(self, data: bytes) -> None:
+        """Take output of the emergency console (console_io)."""
+
+    def log(self, key: str, message: str) -> None:
+        """Log a message about the guest, once per key."""
