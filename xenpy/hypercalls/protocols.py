@@ -67,6 +67,7 @@ class Domain(Protocol):
     version: XenVersion
     vcpus: Sequence[Vcpu]
     max_pages: int
+    handle: bytes
 
     def peer(self, domid: int) -> Domain:
         """Return another domain, or this one for DOMID_SELF. Raises XenError(ESRCH)."""
