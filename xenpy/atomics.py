@@ -27,8 +27,8 @@ _CODE: Final = {
     "set_bit": bytes.fromhex("f0480fab37 0f92c0 0fb6c0 c3"),
     # lock btr [rdi], rsi; setc al; movzx eax, al; ret
     "clear_bit": bytes.fromhex("f0480fb337 0f92c0 0fb6c0 c3"),
-    # ret
-    "nothing": bytes.fromhex("c3"),
+    # A signal handler (rdi = number, rsi = siginfo): mov rax, [rsi + 24]; mov byte [rax], 1; ret -- 24 is si_value's offset
+    "kick_handler": bytes.fromhex("488b4618 c60001 c3"),
 }
 
 
@@ -60,8 +60,8 @@ _xchg8 = libc.native_function(_routines["xchg8"], _SIGNATURE)
 _set_bit = libc.native_function(_routines["set_bit"], _SIGNATURE)
 _clear_bit = libc.native_function(_routines["clear_bit"], _SIGNATURE)
 
-NOTHING: Final = _routines["nothing"]
-"""Address of a routine that only returns: the handler of the signal that kicks a vCPU out of the guest."""
+KICK_HANDLER: Final = _routines["kick_handler"]
+"""Address of the handler of the signal that kicks a vCPU out of the guest: it sets the byte that the signal's value points to."""
 
 
 def cmpxchg16(hva: int, expected: int, new: int) -> int:

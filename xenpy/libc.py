@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from xenpy.abi._libc import ffi
 
-_lib: Any = ffi.dlopen(None)
+lib: Any = ffi.dlopen(None)
 
 PROT_NONE: Final = 0
 PROT_READ: Final = mmap.PROT_READ
@@ -22,6 +22,7 @@ MAP_NORESERVE: Final = 0x4000
 MADV_REMOVE: Final = 9
 MADV_HUGEPAGE: Final = 14
 
+_SA_SIGINFO: Final = 4
 _MAP_FAILED: Final = (1 << 64) - 1
 
 
@@ -36,7 +37,7 @@ def map_memory(hva: int, size: int, prot: int, flags: int, fd: int = -1, offset:
 
     Ref: mmap(2)
     """
-    result = int(_lib.mmap(hva, size, prot, flags, fd, offset))
+    result = int(lib.mmap(hva, size, prot, flags, fd, offset))
     if result == _MAP_FAILED:
         _raise_errno(f"mmap of {size:#x} bytes")
     return result
@@ -44,7 +45,7 @@ def map_memory(hva: int, size: int, prot: int, flags: int, fd: int = -1, offset:
 
 def unmap_memory(hva: int, size: int) -> None:
     """Unmap `size` bytes at `hva`. Raises OSError."""
-    if _lib.munmap(hva, size):
+    if lib.munmap(hva, size):
         _raise_errno("munmap")
 
 
@@ -53,7 +54,7 @@ def advise(hva: int, size: int, advice: int) -> bool:
 
     Ref: madvise(2)
     """
-    return bool(_lib.madvise(hva, size, advice) == 0)
+    return bool(lib.madvise(hva, size, advice) == 0)
 
 
 def ioctl(fd: int, request: int, arg: int) -> int:
@@ -61,21 +62,22 @@ def ioctl(fd: int, request: int, arg: int) -> int:
 
     The interpreter lock is released during the call.
     """
-    result: int = _lib.ioctl(fd, request, arg)
+    result: int = lib.ioctl(fd, request, arg)
     return -ffi.errno if result < 0 else result
 
 
-def install_handler(signum: int, handler: int) -> None:
-    """Install native code at address `handler` for a signal, for the whole process. Raises OSError.
+def install_siginfo_handler(signum: int, handler: int) -> None:
+    """Install native code at address `handler` for a signal, for the whole process, so that it interrupts system calls.
 
-    Python's own handlers run later and in the main thread only, so they cannot serve to interrupt a system call quietly.
+    Python's own handlers run later and in the main thread only, so they cannot serve to get a thread out of an ioctl. Raises OSError.
 
-    Ref: sigaction(2)
+    Ref: sigaction(2), SA_SIGINFO
     """
-    if int(_lib.signal(signum, handler)) == _MAP_FAILED:
-        _raise_errno("signal")
-    if _lib.siginterrupt(signum, 1):
-        _raise_errno("siginterrupt")
+    action = ffi.new("struct xenpy_sigaction *")
+    action.sa_handler = handler
+    action.sa_flags = _SA_SIGINFO
+    if lib.sigaction(signum, action, ffi.NULL):
+        _raise_errno("sigaction")
 
 
 def buffer(hva: int, size: int) -> memoryview:
@@ -93,5 +95,5 @@ def punch_hole(fd: int, offset: int, size: int) -> None:
 
     Ref: fallocate(2), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
     """
-    if _lib.fallocate(fd, 0x02 | 0x01, offset, size):
+    if lib.fallocate(fd, 0x02 | 0x01, offset, size):
         _raise_errno("fallocate")

@@ -1,1 +1,1 @@
-"""..."""
+"""/dev/kvm, typed and thin. This package knows no Xen."""
