@@ -111,6 +111,7 @@ class GuestMemory:
         """The whole space as 64-bit words, unchecked: index with gpa >> 3 only after `check`."""
         self._fd = os.memfd_create("xenpy-ram", os.MFD_CLOEXEC)
         self._ram_size = 0
+        self._ram_pages = 0
         self._starts: list[int] = []
         self._regions: list[Region] = []
         self._ram: list[tuple[int, int, int]] = []  # gpa, size, memfd offset
@@ -147,6 +148,7 @@ class GuestMemory:
             libc.advise(hva, size, libc.MADV_HUGEPAGE)
         self._ram.append((gpa, size, offset))
         self._absent[gpa] = bytearray(size >> PAGE_SHIFT)
+        self._ram_pages += size >> PAGE_SHIFT
         self._add_region(Region(gpa, size, hva))
         if gpa == 0:
             self._low_end = size
@@ -239,7 +241,7 @@ class GuestMemory:
     @property
     def ram_pages(self) -> int:
         """Return how many RAM pages the guest holds at present."""
-        return sum((size >> PAGE_SHIFT) - sum(self._absent[gpa]) for gpa, size, _ in self._ram)
+        return self._ram_pages
 
     @property
     def max_gfn(self) -> int:
@@ -330,7 +332,10 @@ class GuestMemory:
         return bool(self._absent[ram[0]][(gpa - ram[0]) >> PAGE_SHIFT])
 
     def _mark(self, ram: tuple[int, int, int], gpa: int, *, absent: bool) -> None:
-        self._absent[ram[0]][(gpa - ram[0]) >> PAGE_SHIFT] = absent
+        absents = self._absent[ram[0]]
+        index = (gpa - ram[0]) >> PAGE_SHIFT
+        self._ram_pages += absents[index] - absent
+        absents[index] = absent
 
     def _map_ram_page(self, ram: tuple[int, int, int], gpa: int) -> None:
         offset = ram[2] + gpa - ram[0]

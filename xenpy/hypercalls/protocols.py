@@ -20,6 +20,13 @@ class Vcpu(Protocol):
 
     vcpu_id: int
     timers: VcpuTimers
+    iopl: int
+
+    def register_callback(self, type_: int, flags: int, gva: int) -> None:
+        """Register a PV kernel's entry point. Raises XenError."""
+
+    def unregister_callback(self, type_: int) -> None:
+        """Forget a PV kernel's entry point. Raises XenError."""
 
     @property
     def is_up(self) -> bool:
@@ -49,6 +56,18 @@ class Vcpu(Protocol):
     def send_nmi(self) -> None:
         """Make a non-maskable interrupt pending."""
 
+    def set_upcall_vector(self, vector: int) -> None:
+        """Deliver upcalls as this interrupt vector through the LAPIC; 0 turns that off."""
+
+    def register_runstate(self, address: int, *, physical: bool) -> None:
+        """Keep struct vcpu_runstate_info current at a guest address. Raises XenError."""
+
+    def runstate(self) -> tuple[int, int, tuple[int, int, int, int]]:
+        """Return (RUNSTATE_*, since when, ns spent running, runnable, blocked, offline)."""
+
+    def register_time(self, address: int, *, physical: bool) -> None:
+        """Keep a second struct vcpu_time_info current at a guest address. Raises XenError."""
+
     def event_pending(self) -> bool:
         """Tell whether an upcall waits that the vCPU would take."""
 
@@ -68,6 +87,20 @@ class Domain(Protocol):
     vcpus: Sequence[Vcpu]
     max_pages: int
     handle: bytes
+
+    e820: Sequence[tuple[int, int, int]]
+    """The memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
+    vm_assist: int
+    shutdown_code: int | None
+
+    def shared_info_placed(self, gfn: int) -> None:
+        """Take note that the guest has placed shared_info at a gfn."""
+
+    def vcpu_info_placed(self, vcpu_id: int) -> None:
+        """Take note that the guest has placed a vCPU's vcpu_info."""
+
+    def callback_changed(self) -> None:
+        """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""
 
     def peer(self, domid: int) -> Domain:
         """Return another domain, or this one for DOMID_SELF. Raises XenError(ESRCH)."""

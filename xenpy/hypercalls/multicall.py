@@ -1,0 +1,38 @@
+"""multicall: several hypercalls in one.
+
+Ref: xen/include/public/xen.h, struct multicall_entry
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.call import Call
+from xenpy.hypercalls.dispatch import dispatch, hypercall
+
+_NUMBER: Final = 13
+_ENTRY_WORDS: Final = 8
+_ARGS: Final = 6
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@hypercall(_NUMBER, "multicall")
+def multicall(call: Call, run: Callable[[Call], int] = dispatch) -> None:
+    """Carry out the entries in order, each one's result going into the entry; nesting is refused.
+
+    `run` carries out one; the tracer passes its own.
+    """
+    gva, count = call.args[0], call.args[1] & 0xFFFFFFFF
+    size = call.word_size
+    for index in range(count):
+        if index % 32 == 31:
+            call.checkpoint()
+        words = call.words(gva, _ENTRY_WORDS)
+        inner = Call(call.domain, call.vcpu, words[0], words[2 : 2 + _ARGS], wide=call.wide, checkpoint=call.checkpoint)
+        if inner.nr == _NUMBER:
+            raise XenError(Errno.EINVAL, "a multicall within a multicall")
+        call.store_words(gva + size, [run(inner)])
+        gva += _ENTRY_WORDS * size

@@ -1,0 +1,80 @@
+"""sched_op: yielding, sleeping, polling, ending.
+
+Ref: xen/include/public/sched.h
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xenpy.abi import sched as abi
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.dispatch import Hypercall
+
+if TYPE_CHECKING:
+    from xenpy.hypercalls.call import Call
+
+sched_op = Hypercall(29, "sched_op")
+
+
+@sched_op.handles(abi.SCHEDOP_yield)
+def yield_(call: Call) -> None:
+    """Let other vCPUs run."""
+    call.vcpu.yield_()
+
+
+@sched_op.handles(abi.SCHEDOP_block)
+def block(call: Call) -> None:
+    """Sleep until an event is pending, with events enabled."""
+    call.vcpu.block()
+
+
+def _check_reason(reason: int) -> None:
+    if reason > max(abi.SHUTDOWN):
+        raise XenError(Errno.EINVAL, f"shutdown reason {reason}")
+
+
+@sched_op.handles(abi.SCHEDOP_shutdown)
+def shutdown(call: Call, op: Any) -> None:
+    """End the domain for a reason."""
+    _check_reason(op.reason)
+    call.domain.shutdown(op.reason)
+
+
+@sched_op.handles(abi.SCHEDOP_shutdown_code)
+def shutdown_code(call: Call, op: Any) -> None:
+    """Say in advance what a later shutdown without a reason will be for."""
+    _check_reason(op.reason)
+    call.domain.shutdown_code = op.reason
+
+
+@sched_op.handles(abi.SCHEDOP_poll)
+def poll(call: Call, op: Any) -> None:
+    """Sleep until one of some ports is pending or a time has come; upcalls are not delivered meanwhile."""
+    if op.nr_ports > abi.MAX_POLL_PORTS:
+        raise XenError(Errno.EINVAL, f"{op.nr_ports} ports")
+    ports = call.words(op.ports, op.nr_ports, 4) if op.nr_ports else ()
+    evtchn = call.domain.evtchn
+    for port in ports:
+        evtchn.check_port(port)
+    if not any(evtchn.is_pending(port) for port in ports):
+        call.vcpu.poll(ports, op.timeout)
+
+
+@sched_op.handles(abi.SCHEDOP_remote_shutdown)
+def remote_shutdown(call: Call, op: Any) -> None:
+    """Refuse, as to any domU: only a device model may end another domain."""
+    call.domain.peer(op.domain_id)
+    raise XenError(Errno.EPERM, "only the toolstack may do that")
+
+
+@sched_op.handles(abi.SCHEDOP_watchdog)
+def watchdog(call: Call, op: Any) -> int:
+    """Start a watchdog (id 0), or re-arm or stop (timeout 0) the one with an id; return the id of a new one."""
+    return call.domain.set_watchdog(op.id, op.timeout)
+
+
+@sched_op.handles(abi.SCHEDOP_pin_override)
+def pin_override(_call: Call, _op: Any) -> None:
+    """Refuse: pinning is for the hardware domain."""
+    raise XenError(Errno.EPERM, "only the hardware domain may pin")
