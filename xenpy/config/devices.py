@@ -1,0 +1,127 @@
+"""p9=, channel=, vfb= and vkb= strings.
+
+Ref: xl.cfg(5), Devices
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xenpy.config.model import DEFAULT_VNC_LISTEN, ChannelConfig, ChannelConnection, P9Config, VfbConfig, VkbConfig
+from xenpy.config.specs import Spec
+
+if TYPE_CHECKING:
+    from xenpy.config.grammar import Atom
+    from xenpy.config.values import Reader
+
+_P9 = frozenset(
+    ["tag", "path", "security_model", "backend", "type", "max-space", "max-files", "max-open-files", "auto-delete"]
+)
+_CHANNEL = frozenset(["backend", "name", "connection", "path"])
+_VNC = ("vnc", "vnclisten", "vncdisplay", "vncunused", "vncpasswd", "keymap")
+_SDL = ("sdl", "opengl", "display", "xauthority")
+_VKB_FLAGS = (
+    "feature-disable-keyboard",
+    "feature-disable-pointer",
+    "feature-abs-pointer",
+    "feature-raw-pointer",
+    "feature-multi-touch",
+)
+_VKB_SIZES = ("multi-touch-width", "multi-touch-height", "multi-touch-num-contacts", "width", "height")
+_VKB_BACKENDS = (None, "qemu", "linux")
+
+_MAX_LIMIT = (1 << 31) - 1
+_MAX_DISPLAY = 65535 - 5900  # VNC's port 5900 + N is a TCP port
+_MAX_PIXELS = 65535
+
+
+def parse_p9(atom: Atom) -> P9Config:
+    """Parse one element of p9=."""
+    spec = Spec("p9", atom, _P9)
+    spec.refuse_backend()
+    model = spec.get("security_model") or "none"
+    if model != "none":
+        raise spec.fail(f"security_model={model} is refused: only none is supported, as in xl.cfg(5)")
+    return P9Config(
+        tag=spec.require("tag"),
+        path=spec.require("path"),
+        max_space=spec.number("max-space", 0, high=_MAX_LIMIT),
+        max_files=spec.number("max-files", 0, high=_MAX_LIMIT),
+        max_open_files=spec.number("max-open-files", 0, high=_MAX_LIMIT),
+        auto_delete=spec.boolean("auto-delete"),
+        position=spec.position,
+    )
+
+
+def parse_channel(atom: Atom, devid: int) -> ChannelConfig:
+    """Parse one element of channel=."""
+    spec = Spec("channel", atom, _CHANNEL)
+    spec.refuse_backend()
+    connection = spec.require("connection").lower()
+    if connection not in set(ChannelConnection):
+        raise spec.fail(f"connection={connection} is none of {', '.join(ChannelConnection)}")
+    socket = connection == ChannelConnection.SOCKET
+    return ChannelConfig(
+        devid=devid,
+        name=spec.require("name"),
+        connection=ChannelConnection(connection),
+        path=spec.require("path") if socket else None,
+        position=spec.position,
+    )
+
+
+def parse_vfb(atom: Atom, devid: int) -> VfbConfig:
+    """Parse one element of vfb=; display on an X server is refused, its address alone has no effect."""
+    spec = Spec("vfb", atom, (*_VNC, *_SDL))
+    for name in ("sdl", "opengl"):
+        if spec.boolean(name):
+            raise spec.fail(f"{name}=1 is refused: framebuffers are served over VNC")
+    return VfbConfig(
+        devid=devid,
+        vnc=spec.boolean("vnc", default=True),
+        vnclisten=spec.get("vnclisten") or DEFAULT_VNC_LISTEN,
+        vncdisplay=spec.number("vncdisplay", 0, high=_MAX_DISPLAY),
+        vncunused=spec.boolean("vncunused", default=True),
+        vncpasswd=spec.get("vncpasswd"),
+        keymap=spec.get("keymap"),
+        position=spec.position,
+    )
+
+
+def vfb_of_domain(reader: Reader) -> VfbConfig | None:
+    """Return the framebuffer that a top-level vnc=1 asks for, as xl gives PV guests without vfb=."""
+    if not reader.boolean("vnc"):
+        return None
+    return VfbConfig(
+        devid=0,
+        vnclisten=reader.string("vnclisten") or DEFAULT_VNC_LISTEN,
+        vncdisplay=reader.number("vncdisplay", 0, low=0, high=_MAX_DISPLAY),
+        vncunused=reader.boolean("vncunused", default=True),
+        vncpasswd=reader.string("vncpasswd") or None,
+        keymap=reader.string("keymap") or None,
+    )
+
+
+def parse_vkb(atom: Atom, devid: int) -> VkbConfig:
+    """Parse one element of vkb=."""
+    spec = Spec("vkb", atom, ("unique-id", "backend", "backend-type", *_VKB_FLAGS, *_VKB_SIZES))
+    spec.refuse_backend()
+    backend_type = spec.get("backend-type")
+    if backend_type not in _VKB_BACKENDS:
+        raise spec.fail(f"backend-type={backend_type} is neither qemu nor linux")
+    return VkbConfig(
+        devid=devid,
+        unique_id=spec.get("unique-id"),
+        backend_type=backend_type,
+        feature_disable_keyboard=spec.boolean("feature-disable-keyboard"),
+        feature_disable_pointer=spec.boolean("feature-disable-pointer"),
+        feature_abs_pointer=spec.boolean("feature-abs-pointer"),
+        feature_raw_pointer=spec.boolean("feature-raw-pointer"),
+        feature_multi_touch=spec.boolean("feature-multi-touch"),
+        multi_touch_width=spec.number("multi-touch-width", 0, high=_MAX_PIXELS),
+        multi_touch_height=spec.number("multi-touch-height", 0, high=_MAX_PIXELS),
+        multi_touch_num_contacts=spec.number("multi-touch-num-contacts", 0, high=_MAX_PIXELS),
+        width=spec.number("width", 0, high=_MAX_PIXELS),
+        height=spec.number("height", 0, high=_MAX_PIXELS),
+        position=spec.position,
+    )

@@ -1,0 +1,152 @@
+"""disk= strings: positional and named parameters, flags, and the prefixes of xend's day.
+
+Ref: xl-disk-configuration(5); behaviour compared with libxlutil 4.17, which knows no trusted/untrusted flags yet
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xenpy.config.model import DiskBackend, DiskConfig, DiskFormat
+from xenpy.config.specs import OTHER_BACKEND, is_own_backend
+from xenpy.config.text import fail, nearest, quote
+from xenpy.config.vdev import device_number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xenpy.config.grammar import Atom
+    from xenpy.errors import ConfigError
+
+_POSITIONAL = ("target", "format", "vdev", "access")
+_NAMED = frozenset((*_POSITIONAL, "devtype", "backend", "backendtype", "script", "specification"))
+_FLAGS: Mapping[str, tuple[str, str]] = {  # the parameter that each flag stands for
+    "cdrom": ("devtype", "cdrom"),
+    "direct-io-safe": ("direct-io-safe", "1"),
+    "discard": ("discard", "1"),
+    "no-discard": ("discard", ""),
+    "trusted": ("trusted", "1"),
+    "untrusted": ("trusted", ""),
+}
+_COLO = frozenset(("colo", "no-colo", "colo-host", "colo-port", "colo-export", "active-disk", "hidden-disk"))
+_ACCESS = {"ro": False, "r": False, "rw": True, "w": True}
+_DEVTYPES = ("cdrom", "disk")
+
+_FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
+_SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
+_IGNORED_PREFIXES = ("tapdisk", "tap2", "tap", "aio", "ioemu", "file", "phy")
+_BLANKS = " \t"
+
+
+class _DiskSpec:
+    """The parameters of one disk string, as written."""
+
+    def __init__(self, atom: Atom) -> None:
+        self._atom = atom
+        self.parameters: dict[str, str] = {}
+        rest = atom.text.lstrip(_BLANKS)
+        while rest:
+            if rest.startswith("target="):
+                self._set("target", rest.removeprefix("target="))
+                break
+            part, _, rest = rest.partition(",")
+            self._parameter(part.rstrip(_BLANKS))
+            rest = rest.lstrip(_BLANKS)
+
+    def fail(self, message: str) -> ConfigError:
+        return fail(self._atom.position, f"disk {quote(self._atom.text)}: {message}")
+
+    def _set(self, name: str, value: str) -> None:
+        if self.parameters.get(name, "") not in ("", value):
+            raise self.fail(f"{name} is given twice, as {quote(self.parameters[name])} and {quote(value)}")
+        self.parameters[name] = value
+
+    def _parameter(self, part: str) -> None:
+        name, equals, value = part.partition("=")
+        if name in _COLO:
+            raise self.fail(f"{name} is refused: there is no replication (COLO)")
+        if not equals and part in _FLAGS:
+            name, value = _FLAGS[part]
+            self.parameters[name] = value
+        elif equals:
+            if name not in _NAMED:
+                hint = nearest(name, _NAMED) or "; a path with '=' in it is written last, as target=..."
+                raise self.fail(f"unknown parameter {quote(name)}{hint}")
+            self._set(name, value)
+        else:
+            self._positional(part)
+
+    def _positional(self, part: str) -> None:
+        if "target" not in self.parameters:
+            self._set("target", self._without_prefixes(part))
+            return
+        name = next((name for name in _POSITIONAL if name not in self.parameters), None)
+        if name == "format" and not self.parameters["target"] and ":" in part:
+            name = "vdev"  # xend's ",hdc:cdrom,r", an empty drive
+        if name is None:
+            raise self.fail(f"too many positional parameters, {quote(part)} is one")
+        if name == "vdev":
+            part, colon, devtype = part.removeprefix("ioemu:").partition(":")
+            if colon:
+                self._set("devtype", devtype)
+        self._set(name, part)
+
+    def _without_prefixes(self, target: str) -> str:
+        """Return `target` without xend's prefixes; after one of them, no format is expected as a positional."""
+        while True:
+            prefix, colon, rest = target.partition(":")
+            if not colon or not (prefix.isascii() and prefix.isalnum() and prefix.islower()) or prefix[0].isdigit():
+                return target
+            if prefix in _FORMAT_PREFIXES:
+                self._set("format", prefix)
+            elif prefix in _SCRIPT_PREFIXES:
+                self._set("script", f"block-{prefix}")
+            elif prefix not in _IGNORED_PREFIXES:
+                raise self.fail(f"unknown prefix {prefix}: before the path; write the path last, as target=...")
+            self.parameters.setdefault("format", "")
+            target = rest
+
+
+def parse_disk(atom: Atom) -> DiskConfig:
+    """Parse one element of disk=. Raises ConfigError naming the place, the string and what is wrong in it."""
+    spec = _DiskSpec(atom)
+    given = {name: value for name, value in spec.parameters.items() if value}
+
+    def one_of(name: str, choices: Mapping[str, object]) -> str | None:
+        value = given.get(name)
+        if value is not None and value not in choices:
+            raise spec.fail(f"{name} {quote(value)} is none of {', '.join(choices)}")
+        return value
+
+    cdrom = one_of("devtype", dict.fromkeys(_DEVTYPES)) == "cdrom"
+    image_format = one_of("format", {kind.value: kind for kind in DiskFormat})
+    backendtype = one_of("backendtype", {kind.value: kind for kind in DiskBackend})
+    access = one_of("access", _ACCESS)
+    if one_of("specification", dict.fromkeys(("xen", "virtio"))) == "virtio" or backendtype == DiskBackend.STANDALONE:
+        raise spec.fail("virtio is refused: disks are Xen block devices")
+    if not is_own_backend(given.get("backend", "")):
+        raise spec.fail(f"backend={given['backend']} is refused: {OTHER_BACKEND}")
+    target, vdev = given.get("target", ""), given.get("vdev")
+    if vdev is None:
+        raise spec.fail("there is no vdev, such as xvda: path,format,vdev,access")
+    try:
+        devid = device_number(vdev)
+    except ValueError as error:
+        raise spec.fail(f"vdev {quote(vdev)}: {error}") from None
+    empty = not target or image_format == DiskFormat.EMPTY
+    if empty and not cdrom:
+        raise spec.fail("there is no target; only a cdrom may be empty")
+    return DiskConfig(
+        target="" if empty else target,
+        vdev=vdev,
+        devid=devid,
+        format=DiskFormat.EMPTY if empty else DiskFormat(image_format or DiskFormat.RAW),
+        writable=not cdrom and _ACCESS[access or "rw"],
+        cdrom=cdrom,
+        backendtype=DiskBackend(backendtype) if backendtype else None,
+        script=given.get("script"),
+        direct_io_safe="direct-io-safe" in given,
+        discard=bool(spec.parameters["discard"]) if "discard" in spec.parameters else None,
+        trusted="trusted" in given or "trusted" not in spec.parameters,
+        position=atom.position,
+    )
