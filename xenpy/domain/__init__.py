@@ -1,0 +1,1 @@
+"""A domain: the one place where the hypervisor's state, its hypercalls, devices and KVM meet."""

@@ -1,0 +1,81 @@
+"""A vCPU's runstate without the kernel's help: what the host's scheduler accounts for its thread.
+
+Ref: xen/include/public/vcpu.h, struct vcpu_runstate_info
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from xenpy.abi.vcpu import RUNSTATE, XEN_RUNSTATE_UPDATE
+from xenpy.errors import XenError
+
+if TYPE_CHECKING:
+    from xenpy.memory import GuestMemory
+    from xenpy.pv.time import SystemClock
+
+Runstate = tuple[int, int, tuple[int, int, int, int]]
+"""(RUNSTATE_*, since when, (ns running, ns runnable, ns blocked, ns offline))"""
+
+_PERIOD_NS: Final = 10_000_000
+"""The guest's copy is brought up to date no more often than this."""
+_SIZE_64: Final = 48
+_SIZE_32: Final = 44
+
+
+class ThreadRunstate:
+    """The account of one vCPU, from the clocks of the thread that carries it."""
+
+    def __init__(self, clock: SystemClock) -> None:
+        self._clock = clock
+        self._started = clock.now()
+        self._cpu_clock: int | None = None
+        self._schedstat: Path | None = None
+        self._area: tuple[GuestMemory, int, bool] | None = None
+        self._next = 0
+        self.update_flag = False
+
+    def adopt_thread(self) -> None:
+        """Account the calling thread."""
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+        self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+
+    def read(self, state: RUNSTATE = RUNSTATE.running) -> Runstate:
+        """Return the account as of now."""
+        total = max(0, self._clock.now() - self._started)
+        if self._cpu_clock is None or self._schedstat is None:
+            return RUNSTATE.offline, self._started, (0, 0, 0, total)
+        running = min(total, time.clock_gettime_ns(self._cpu_clock))
+        try:
+            waited = int(self._schedstat.read_bytes().split()[1])
+        except (OSError, ValueError, IndexError):
+            waited = 0  # a kernel without CONFIG_SCHED_INFO
+        waited = min(waited, total - running)
+        return state, self._clock.now(), (running, waited, total - running - waited, 0)
+
+    def publish_at(self, memory: GuestMemory, gpa: int, *, wide: bool) -> None:
+        """Keep the structure at `gpa` current. Raises XenError(EFAULT)."""
+        memory.check(gpa, _SIZE_64 if wide else _SIZE_32)
+        self._area = (memory, gpa, wide)
+        self._next = 0
+        self.publish()
+
+    def publish(self) -> None:
+        """Bring the guest's copy up to date if it is due."""
+        if self._area is None or self._clock.now() < self._next:
+            return
+        self._next = self._clock.now() + _PERIOD_NS
+        memory, gpa, wide = self._area
+        state, entered, times = self.read()
+        flag = XEN_RUNSTATE_UPDATE if self.update_flag else 0
+        layout = "<i4x5Q" if wide else "<i5Q"
+        try:
+            if flag:
+                memory.write(gpa, pack(layout, state, entered | flag, *times))
+            memory.write(gpa, pack(layout, state, entered, *times))
+        except XenError:
+            self._area = None  # the guest gave the page away

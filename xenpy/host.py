@@ -1,0 +1,161 @@
+"""The host: what in a Xen system would be the hypervisor and dom0 together. Domains, xenstore, our event channels."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from xenpy.devices.console import ConsoleRing
+from xenpy.domain.domain import Domain
+from xenpy.domain.ending import End, Ending
+from xenpy.domain.idle import HaltWatch
+from xenpy.errors import Errno, XenError
+from xenpy.kvm.system import Kvm
+from xenpy.loop import Loop
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.evtchn import HostPorts
+from xenpy.pv.hvm_params import HVM_PARAM
+from xenpy.pv.xenstore import Ring, Xenstore
+from xenpy.pv.xenstore.toolstack import (
+    ConsoleParams,
+    DomainParams,
+    RingParams,
+    introduce_domain,
+    release_domain,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xenpy.config import DomainConfig
+
+DOM0 = 0
+_GREF_CONSOLE = 0
+_GREF_XENSTORE = 1
+
+
+class Guest:
+    """A domain with its console, xenstore ring and halt watch: what `Host.create` returns."""
+
+    def __init__(self, host: Host, domain: Domain, sink: Callable[[bytes], int]) -> None:
+        self.host = host
+        self.domain = domain
+        self._ports: list[int] = []
+        store_port = self._connect(HVM_PARAM.STORE_EVTCHN)
+        console_port = self._connect(HVM_PARAM.CONSOLE_EVTCHN)
+        ours_store, ours_console = self._ports
+        self.ring = Ring(
+            host.store, domain.domid, self._page(domain.store_gfn), lambda: host.send_if_bound(ours_store)
+        )
+        self.console = ConsoleRing(self._page(domain.console_gfn), lambda: host.send_if_bound(ours_console), sink)
+        host.ports.set_handler(ours_store, self.ring.on_event)
+        host.ports.set_handler(ours_console, self.console.on_event)
+        domain.gnttab.seed(_GREF_CONSOLE, DOM0, domain.console_gfn)
+        domain.gnttab.seed(_GREF_XENSTORE, DOM0, domain.store_gfn)
+        config = domain.config
+        params = DomainParams(
+            domid=domain.domid, name=domain.name, uuid=str(config.uuid), memory_kib=config.memory_mib << 10,
+            maxmem_kib=config.maxmem_mib << 10, type=config.type.value, vcpus=config.vcpus, maxvcpus=config.maxvcpus,
+            store=RingParams(domain.store_gfn, store_port),
+            console=ConsoleParams(RingParams(domain.console_gfn, console_port)),
+        )  # fmt: skip
+        introduce_domain(host.store, params, self.ring.connection)
+        self._halt_watch: HaltWatch | None = None
+
+    def _connect(self, param: HVM_PARAM) -> int:
+        """Make an event channel between the guest and us; return the guest's port."""
+        port = self.domain.evtchn.alloc_unbound(DOM0)
+        self._ports.append(self.host.ports.bind_interdomain(self.domain.domid, port))
+        self.domain.hvm_params.values[param] = port
+        return port
+
+    def _page(self, gfn: int) -> memoryview:
+        return self.domain.memory.view(gfn << PAGE_SHIFT, PAGE_SIZE)
+
+    def start(self) -> None:
+        """Let the guest run."""
+        self.domain.start()
+        self._halt_watch = HaltWatch(self.domain)
+
+    def request_shutdown(self, how: str = "poweroff") -> None:
+        """Ask the guest to end: `how` is poweroff, reboot, halt or suspend. Ref: xenstore-paths, control/shutdown"""
+        with self.host.lock:
+            self.host.store.write(f"/local/domain/{self.domain.domid}/control/shutdown", how)
+
+    def set_memory_target(self, mib: int) -> None:
+        """Ask the guest's balloon driver for a size, in MiB. Ref: xenstore-paths, memory/target"""
+        with self.host.lock:
+            self.host.store.write(f"/local/domain/{self.domain.domid}/memory/target", str(mib << 10))
+
+    def close(self) -> None:
+        """End the guest if it has not ended, and free all of it."""
+        if self._halt_watch is not None:
+            self._halt_watch.close()
+        if self.domain.ending is None:
+            self.domain.end(Ending(End.DESTROYED))
+        self.domain.wait_closed(10)
+        with self.host.lock:
+            for port in self._ports:
+                self.host.ports.set_handler(port, None)
+                self.host.ports.close(port)
+            self.ring.detach()
+            release_domain(self.host.store, self.domain.domid)
+            self.host.domains.pop(self.domain.domid, None)
+        self.ring = self.console = None  # type: ignore[assignment]
+        self.domain.close()
+
+
+class Host:
+    """Everything the guests of one process share. Raises HostError when KVM is not to be had."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.kvm = Kvm()
+        self.loop = Loop()
+        self.store = Xenstore(lock=self.lock)
+        self.domains: dict[int, Domain] = {}
+        self.ports = HostPorts(DOM0, lookup=self._ports_of)
+        self._next_domid = 1
+        self.on_end: Callable[[Domain], None] = lambda domain: None
+
+    def _ports_of(self, domid: int):  # type: ignore[no-untyped-def]
+        return self.domain(domid).evtchn
+
+    def domain(self, domid: int) -> Domain:
+        """Return a domain. Raises XenError(ESRCH)."""
+        try:
+            return self.domains[domid]
+        except KeyError:
+            raise XenError(Errno.ESRCH, f"no domain {domid}") from None
+
+    def create(self, config: DomainConfig, sink: Callable[[bytes], int]) -> Guest:
+        """Build a guest, not yet running; `sink` takes console output and returns how many bytes it took.
+
+        Raises ConfigError, HostError.
+        """
+        from xenpy.hypercalls import dispatch
+
+        dispatch.load()
+        domid = self._next_domid
+        domain = Domain(self, domid, config)
+        self._next_domid += 1
+        self.domains[domid] = domain
+        with self.lock:
+            return Guest(self, domain, sink)
+
+    def send_if_bound(self, port: int) -> None:
+        """Send one of our ports, unless the guest has closed its end."""
+        with self.lock:
+            try:
+                self.ports.send(port)
+            except XenError:
+                return
+
+    def ended(self, domain: Domain) -> None:
+        """Pass on, in the loop's thread, that a domain has ended."""
+        self.loop.call_soon(lambda: self.on_end(domain))
+
+    def close(self) -> None:
+        """Free what the host itself holds; its guests must be closed."""
+        self.loop.close()
+        self.kvm.close()

@@ -1,0 +1,168 @@
+"""Running one guest in the foreground, through its reboots, to its end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from xenpy import log
+from xenpy.config.model import Action
+from xenpy.domain.ending import End, Ending
+from xenpy.exitcodes import ExitCode
+from xenpy.host import Guest, Host
+from xenpy.terminal import Terminal, prompt_line
+
+if TYPE_CHECKING:
+    from xenpy.config import DomainConfig
+    from xenpy.domain.domain import Domain
+
+_LOOP_REBOOTS: Final = 5
+"""So many reboots in a row, each within `_LOOP_SECONDS` of its start, are a reboot loop."""
+_LOOP_SECONDS: Final = 20.0
+
+_CODES: Final = {
+    End.POWEROFF: ExitCode.POWEROFF,
+    End.REBOOT: ExitCode.REBOOT,
+    End.SUSPEND: ExitCode.SUSPEND,
+    End.CRASH: ExitCode.CRASH,
+    End.WATCHDOG: ExitCode.WATCHDOG,
+    End.SOFT_RESET: ExitCode.CRASH,
+    End.UNSUPPORTED: ExitCode.HOST,
+    End.INTERNAL: ExitCode.FAILURE,
+    End.DESTROYED: ExitCode.INTERRUPTED,
+}
+_RESTARTS: Final = (Action.RESTART, Action.RENAME_RESTART, Action.COREDUMP_RESTART, Action.SOFT_RESET)
+_CORE_DUMPS: Final = (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART)
+
+
+class Runner:
+    """Runs `config` with the terminal as its console.
+
+    `timeout_s` bounds the whole run; `events` prints one JSON line on stderr for each thing that happens to the domain.
+    """
+
+    def __init__(self, config: DomainConfig, *, timeout_s: float | None = None, events: bool = False) -> None:
+        self._config = config
+        self._timeout_s = timeout_s
+        self._events = events
+        self._host = Host()
+        self._host.on_end = self._on_end
+        self._terminal = Terminal(self._host.loop, self._on_escape)
+        self._guest: Guest | None = None
+        self._code: int | None = None
+        self._quick_reboots = 0
+        self._started = 0.0
+
+    def run(self) -> int:
+        """Run to the end and return the exit code. Raises ConfigError, HostError."""
+        handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        try:
+            self._start()
+            with self._terminal:
+                if self._timeout_s is not None:
+                    self._host.loop.call_later(self._timeout_s, self._on_timeout)
+                self._host.loop.run()
+                self._finish_console()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if self._guest is not None:
+                self._guest.close()
+            self._host.close()
+        return ExitCode.FAILURE if self._code is None else self._code
+
+    # -- the guest ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._guest = self._host.create(self._config, self._terminal.sink)
+        self._guest.domain.on_emergency_output = self._on_emergency_output
+        self._event("created", domid=self._guest.domain.domid)
+        self._terminal.attach(self._guest.console)
+        self._started = time.monotonic()
+        self._guest.start()
+        self._event("started", domid=self._guest.domain.domid)
+
+    def _on_emergency_output(self, data: bytes) -> None:
+        if log.verbose:
+            sys.stderr.write(data.decode("utf-8", "replace"))
+            sys.stderr.flush()
+
+    def _finish_console(self) -> None:
+        self._terminal.attach(None)
+        if self._guest is not None:
+            self._guest.domain.wait_closed(2)
+            self._terminal.write_all(self._guest.console.drain())
+
+    def _on_end(self, domain: Domain) -> None:
+        if self._code is not None or self._guest is None or domain is not self._guest.domain:
+            return
+        ending = domain.ending
+        assert ending is not None
+        self._event("ended", domid=domain.domid, reason=ending.kind.value, detail=ending.detail)
+        action = self._action(ending)
+        if ending.kind is not End.POWEROFF:
+            prompt_line(f"{domain.name}: {ending}")
+        if action in _CORE_DUMPS:
+            prompt_line("core dumps are not written; on_crash is carried out without one")
+        if action is Action.PRESERVE:
+            prompt_line(f"{domain.name} is preserved; end this command (Ctrl-] or a signal) to let it go")
+            return
+        if action in _RESTARTS:
+            self._restart(ending)
+        else:
+            self._stop(_CODES[ending.kind])
+
+    def _action(self, ending: Ending) -> Action:
+        config = self._config
+        return {
+            End.POWEROFF: config.on_poweroff,
+            End.REBOOT: config.on_reboot,
+            End.CRASH: config.on_crash,
+            End.WATCHDOG: config.on_watchdog,
+            End.SOFT_RESET: config.on_soft_reset,
+        }.get(ending.kind, Action.DESTROY)
+
+    def _restart(self, ending: Ending) -> None:
+        quick = time.monotonic() - self._started < _LOOP_SECONDS
+        self._quick_reboots = self._quick_reboots + 1 if quick else 0
+        if self._quick_reboots >= _LOOP_REBOOTS:
+            prompt_line(f"{self._config.name} ended {_LOOP_REBOOTS} times in a row soon after its start ({ending}); giving up")
+            self._stop(ExitCode.REBOOT_LOOP)
+            return
+        assert self._guest is not None
+        self._finish_console()
+        self._guest.close()
+        self._guest = None
+        self._start()
+
+    def _stop(self, code: int) -> None:
+        self._code = code
+        self._host.loop.stop()
+
+    # -- from outside -------------------------------------------------------------------------------------------------
+
+    def _on_escape(self) -> None:
+        self._terminal.restore()
+        prompt_line("left the console; the guest is destroyed")
+        self._stop(ExitCode.INTERRUPTED)
+
+    def _on_timeout(self) -> None:
+        prompt_line(f"{self._config.name}: did not end within {self._timeout_s:g} s")
+        self._event("timeout")
+        self._stop(ExitCode.TIMEOUT)
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        self._stop(128 + number)
+
+    def _event(self, what: str, **fields: Any) -> None:
+        if self._events:
+            import json
+
+            record = {"event": what, "name": self._config.name, "time": round(time.time(), 6), **fields}
+            sys.stderr.write(json.dumps(record) + "\n")
+            sys.stderr.flush()
+
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
