@@ -1,0 +1,200 @@
+"""The store: its tree, domains and connections, and the API for code in this process.
+
+Ref: docs/misc/xenstore.txt
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from xenpy.abi.xs_wire import XENSTORE_PAYLOAD_MAX, MsgType
+from xenpy.errors import Errno, XenError
+from xenpy.pv.xenstore import requests, tree
+from xenpy.pv.xenstore.client import Client
+from xenpy.pv.xenstore.connection import Connection
+from xenpy.pv.xenstore.guard import Guard
+from xenpy.pv.xenstore.paths import INTRODUCE_DOMAIN, RELEASE_DOMAIN, SPECIAL_PATHS, join
+from xenpy.pv.xenstore.quota import Accounts, Quotas, SoftQuotas
+from xenpy.pv.xenstore.transactions import LiveTree
+from xenpy.pv.xenstore.tree import DOM0, DOM0_ONLY, Caller, Perms
+from xenpy.pv.xenstore.watches import WatchTable
+from xenpy.pv.xenstore.wire import Message, error_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+log = logging.getLogger(__name__)
+
+
+class DomainHooks(Protocol):
+    """What INTRODUCE and RELEASE over the wire ask of the host, which owns guests' memory and event channels."""
+
+    def introduce(self, domid: int, gfn: int, port: int) -> None:
+        """Connect the domain's ring, or raise XenError."""
+
+    def release(self, domid: int) -> None:
+        """Disconnect the domain's ring."""
+
+
+class DomainEntry:
+    """A domain that the store knows of."""
+
+    __slots__ = ("connection", "introduced", "shut_down", "target")
+
+    def __init__(self) -> None:
+        self.introduced = False
+        self.shut_down = False
+        self.connection: Connection | None = None
+        self.target: int | None = None
+
+
+class Xenstore(Client):
+    """A xenstored without I/O, and as a Client the privileged access of code in this process.
+
+    `lock` is shared with the caller's own, by default the store has one. `hooks` serve INTRODUCE and RELEASE over the
+    wire; without them only `introduce` connects domains.
+    """
+
+    def __init__(
+        self,
+        *,
+        lock: AbstractContextManager[object] | None = None,
+        quotas: Quotas | None = None,
+        hooks: DomainHooks | None = None,
+    ) -> None:
+        self.guard = Guard(lock)
+        self.quotas = quotas or Quotas()
+        self.soft_quotas = SoftQuotas()
+        self.hooks = hooks
+        self.accounts = Accounts()
+        self.watches = WatchTable()
+        self.tree = LiveTree(self.watches, self.accounts)
+        self.connections: set[Connection] = set()
+        self.domains: dict[int, DomainEntry] = {DOM0: DomainEntry()}
+        self.domains[DOM0].introduced = True
+        self.special_perms: dict[str, Perms] = dict.fromkeys(SPECIAL_PATHS, DOM0_ONLY)
+        self.trace_requests = False
+        super().__init__(self)
+        self.mkdir("/tool/xenstored")
+
+    # Connections
+
+    def connect(
+        self, domid: int = DOM0, *, privileged: bool | None = None, on_output: Callable[[], None] | None = None
+    ) -> Connection:
+        """Return a new connection; only dom0's are privileged unless said otherwise."""
+        caller = Caller(domid, privileged=domid == DOM0 if privileged is None else privileged)
+        with self.guard:
+            connection = Connection(self, caller, on_output)
+            self.connections.add(connection)
+        return connection
+
+    def handle(self, connection: Connection, request: Message) -> None:
+        """Answer one request, then deliver the events that it caused."""
+        try:
+            payload = requests.dispatch(connection, request)
+            if len(payload) > XENSTORE_PAYLOAD_MAX:
+                raise XenError(Errno.E2BIG, "reply")
+        except XenError as error:
+            if self.trace_requests:
+                log.info("dom%d %s: %s", connection.caller.domid, request, error)
+            connection.reply(MsgType.XS_ERROR, request, error_payload(error.errno))
+        else:
+            if self.trace_requests:
+                log.info("dom%d %s: %s", connection.caller.domid, request, payload)
+            connection.reply(request.type, request, payload)
+        self.watches.deliver()
+
+    def memory_exhausted(self, caller: Caller) -> bool:
+        """Say whether an unprivileged domain is at its limit; warn once at the soft limit."""
+        if caller.privileged:
+            return False
+        usage = self.accounts.of(caller.domid)
+        if not usage.warned and self.soft_quotas.memory and usage.memory > self.soft_quotas.memory:
+            usage.warned = True
+            log.warning("dom%d uses %d bytes of xenstore, above its soft quota", caller.domid, usage.memory)
+        return bool(self.quotas.memory) and usage.memory >= self.quotas.memory
+
+    # Domains
+
+    def add_domain(self, domid: int) -> None:
+        """Make a domain known, so that permissions may name it; before `introduce`."""
+        with self.guard:
+            self.domains.setdefault(domid, DomainEntry())
+
+    def introduce(self, domid: int, connection: Connection | None = None) -> None:
+        """Connect a domain and fire @introduceDomain; again for a known one replaces its connection silently."""
+        with self.guard:
+            entry = self.domains.setdefault(domid, DomainEntry())
+            known, entry.introduced = entry.introduced, True
+            if entry.connection is not connection and entry.connection is not None:
+                entry.connection.close()
+            entry.connection = connection
+            if connection is not None:
+                connection.caller.target = entry.target
+            if not known:
+                self._fire_special(INTRODUCE_DOMAIN, domid)
+
+    def set_target(self, domid: int, target: int) -> None:
+        """Give a domain the rights of another, whose device model it is."""
+        with self.guard:
+            entry = self.domains[domid]
+            entry.target = target
+            if entry.connection is not None:
+                entry.connection.caller.target = target
+
+    def domain_shutdown(self, domid: int) -> None:
+        """Fire @releaseDomain for a domain that shut down or crashed, once until `resume`."""
+        with self.guard:
+            entry = self.domains.get(domid)
+            if entry is not None and entry.introduced and not entry.shut_down:
+                entry.shut_down = True
+                self._fire_special(RELEASE_DOMAIN, domid)
+
+    def resume(self, domid: int) -> None:
+        """Let the next shutdown fire @releaseDomain again."""
+        with self.guard:
+            self.domains[domid].shut_down = False
+
+    def release(self, domid: int) -> None:
+        """Forget a domain: its connection, its nodes with all below them, its permissions; fire @releaseDomain."""
+        with self.guard:
+            entry = self.domains.pop(domid, None)
+            if entry is None:
+                return
+            if entry.connection is not None:
+                entry.connection.close()
+            self._remove_nodes_of(domid)
+            for other in self.domains.values():
+                if other.target == domid:
+                    other.target = None
+                    if other.connection is not None:
+                        other.connection.caller.target = None
+            self.accounts.forget(domid)
+            if entry.introduced:
+                self._fire_special(RELEASE_DOMAIN, domid)
+
+    def _fire_special(self, name: str, domid: int) -> None:
+        self.watches.fire_special(name, domid, self.special_perms[name])
+        self.watches.deliver()
+
+    def _remove_nodes_of(self, domid: int) -> None:
+        """Remove what a domain owns and make its other permission entries stale."""
+        stack = ["/"]
+        while stack:
+            path = stack.pop()
+            node = self.tree.nodes[path]
+            if node.perms[0].domid == domid and path != "/":
+                tree.remove_subtree(self.tree, path, node)
+                continue
+            if any(perm.domid == domid for perm in node.perms):
+                self.tree.modify(path, node).perms = _without(node.perms, domid)
+            stack += [join(path, name) for name in reversed(node.children)]
+        for name, perms in self.special_perms.items():
+            self.special_perms[name] = _without(perms, domid)
+
+
+def _without(perms: Perms, domid: int) -> Perms:
+    return tuple(perm._replace(stale=True) if perm.domid == domid else perm for perm in perms)
