@@ -5,32 +5,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from xenpy.config.building import build
 from xenpy.config.grammar import Position, Settings, parse_text
 from xenpy.config.keys import known_keys
 from xenpy.config.loading import load
-from xenpy.config.model import (
-    Action,
-    ChannelConfig,
-    ChannelConnection,
-    DiskBackend,
-    DiskConfig,
-    DiskFormat,
-    DomainConfig,
-    GuestType,
-    Ignored,
-    P9Config,
-    TscMode,
-    VfbConfig,
-    VifConfig,
-    VifRate,
-    VkbConfig,
-)
+from xenpy.config.model import Action, DomainConfig, GuestType, Ignored, TscMode
+
+if TYPE_CHECKING:
+    from xenpy.config.cpuid import CpuidFeature, CpuidRegister
+    from xenpy.config.cpus import CpuList
+    from xenpy.config.devices import ChannelConfig, ChannelConnection, P9Config, VfbConfig, VkbConfig
+    from xenpy.config.disk import DiskBackend, DiskConfig, DiskFormat
+    from xenpy.config.docs import support_table
+    from xenpy.config.vif import VifConfig, VifRate
 
 __all__ = [
     "Action",
     "ChannelConfig",
     "ChannelConnection",
+    "CpuList",
+    "CpuidFeature",
+    "CpuidRegister",
     "DiskBackend",
     "DiskConfig",
     "DiskFormat",
@@ -52,9 +49,20 @@ __all__ = [
     "support_table",
 ]
 
+_LATER = {  # by the module that makes them, imported at their first use
+    "cpuid": ("CpuidFeature", "CpuidRegister"),
+    "cpus": ("CpuList",),
+    "devices": ("ChannelConfig", "ChannelConnection", "P9Config", "VfbConfig", "VkbConfig"),
+    "disk": ("DiskBackend", "DiskConfig", "DiskFormat"),
+    "docs": ("support_table",),
+    "vif": ("VifConfig", "VifRate"),
+}
 
-def support_table() -> str:
-    """Return the documentation of every key as Markdown."""
-    from xenpy.config import docs
 
-    return docs.support_table()
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xenpy.config.cpuid import parse_cpuid
-from xenpy.config.cpus import parse_cpus
 from xenpy.config.keys import check
-from xenpy.config.model import Action, DomainConfig, GuestType, TscMode, VkbConfig
+from xenpy.config.model import Action, DomainConfig, GuestType, TscMode
 from xenpy.config.text import fail, parse_integer, quote
 from xenpy.config.values import Reader
 from xenpy.errors import ConfigError
@@ -19,8 +17,12 @@ from xenpy.errors import ConfigError
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from xenpy.config.cpuid import CpuidRule
+    from xenpy.config.cpus import CpuList
+    from xenpy.config.devices import ChannelConfig, P9Config, VfbConfig, VkbConfig
+    from xenpy.config.disk import DiskConfig
     from xenpy.config.grammar import Settings
-    from xenpy.config.model import ChannelConfig, DiskConfig, P9Config, VfbConfig, VifConfig
+    from xenpy.config.vif import VifConfig
 
 _HVM = "hvm"
 _TYPES = (_HVM, *GuestType)  # in xl's order: a prefix such as "p" means the first that matches
@@ -77,7 +79,7 @@ def build(
         maxmem_mib=maxmem_mib,
         vcpus=vcpus,
         maxvcpus=maxvcpus,
-        cpus=parse_cpus(settings, maxvcpus),
+        cpus=_cpus(settings, maxvcpus),
         on_poweroff=reader.choice("on_poweroff", _ACTIONS, Action.DESTROY),
         on_reboot=reader.choice("on_reboot", _ACTIONS, Action.RESTART),
         on_watchdog=reader.choice("on_watchdog", _ACTIONS, Action.DESTROY),
@@ -89,7 +91,7 @@ def build(
         max_event_channels=reader.number("max_event_channels", 1023, low=1, high=_MAX_EVENT_CHANNELS),
         tsc_mode=_tsc_mode(reader),
         nomigrate=reader.boolean("nomigrate"),
-        cpuid=parse_cpuid(settings),
+        cpuid=_cpuid(settings),
         acpi=reader.boolean("acpi", default=True),
         localtime=reader.boolean("localtime"),
         rtc_timeoffset=reader.number("rtc_timeoffset", 0, low=-_MAX_OFFSET_S, high=_MAX_OFFSET_S),
@@ -207,6 +209,22 @@ def _tsc_mode(reader: Reader) -> TscMode:
     return _TSC_NUMBERS[number]
 
 
+def _cpus(settings: Settings, maxvcpus: int) -> tuple[CpuList | None, ...]:
+    if "cpus" not in settings:
+        return ()
+    from xenpy.config.cpus import parse_cpus
+
+    return parse_cpus(settings["cpus"], maxvcpus)
+
+
+def _cpuid(settings: Settings) -> tuple[CpuidRule, ...]:
+    if "cpuid" not in settings:
+        return ()
+    from xenpy.config.cpuid import parse_cpuid
+
+    return parse_cpuid(settings["cpuid"])
+
+
 def _feature_mask(reader: Reader) -> int | None:
     key = "xenstore_feature_mask"
     return reader.number(key, 0, low=0, high=_MAX_MASK) if key in reader else None
@@ -285,7 +303,7 @@ def _displays(reader: Reader) -> tuple[tuple[VfbConfig, ...], tuple[VkbConfig, .
     """Return the framebuffers and the keyboards; each framebuffer brings a keyboard of its own, as in xl."""
     if not any(key in reader for key in ("vfb", "vkb", "vnc")):
         return (), ()
-    from xenpy.config.devices import parse_vfb, parse_vkb, vfb_of_domain
+    from xenpy.config.devices import VkbConfig, parse_vfb, parse_vkb, vfb_of_domain
 
     vkb_atoms = list(reader.items("vkb"))
     vkbs = [parse_vkb(atom, devid) for devid, atom in enumerate(vkb_atoms)]

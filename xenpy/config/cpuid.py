@@ -13,7 +13,7 @@ from xenpy.config.grammar import Atom
 from xenpy.config.text import fail, parse_integer, quote
 
 if TYPE_CHECKING:
-    from xenpy.config.grammar import Position, Settings
+    from xenpy.config.grammar import Position, Setting
     from xenpy.errors import ConfigError
 
 _POLICIES = frozenset("01xks")  # force on, force off, default, host's, old name for host's
@@ -47,11 +47,8 @@ class CpuidRegister(NamedTuple):
 CpuidRule = CpuidFeature | CpuidRegister
 
 
-def parse_cpuid(settings: Settings) -> tuple[CpuidRule, ...]:
+def parse_cpuid(setting: Setting) -> tuple[CpuidRule, ...]:
     """Return the rules of cpuid= in their order; a later rule overrides an earlier one."""
-    setting = settings.get("cpuid")
-    if setting is None:
-        return ()
     if isinstance(setting.value, Atom):
         return tuple(_features(setting.value))
     rules: list[CpuidRule] = []

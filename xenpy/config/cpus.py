@@ -13,7 +13,7 @@ from xenpy.config.text import fail, parse_integer, quote
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xenpy.config.grammar import Atom, Settings
+    from xenpy.config.grammar import Atom, Setting
 
 _MAX_CPU = 4095  # beyond the largest NR_CPUS that distributions build, and a bound for ranges
 
@@ -46,11 +46,8 @@ class CpuList(NamedTuple):
         return chosen
 
 
-def parse_cpus(settings: Settings, maxvcpus: int) -> tuple[CpuList | None, ...]:
-    """Return one entry for each vCPU, None for one that may run anywhere; nothing at all when cpus= is not set."""
-    setting = settings.get("cpus")
-    if setting is None:
-        return ()
+def parse_cpus(setting: Setting, maxvcpus: int) -> tuple[CpuList | None, ...]:
+    """Return one entry for each vCPU, None for one that may run anywhere."""
     if not isinstance(setting.value, ListValue):
         return (_parse_list(setting.value),) * maxvcpus
     entries = setting.value.items

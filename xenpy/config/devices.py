@@ -5,13 +5,14 @@ Ref: xl.cfg(5), Devices
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from xenpy.config.model import DEFAULT_VNC_LISTEN, ChannelConfig, ChannelConnection, P9Config, VfbConfig, VkbConfig
 from xenpy.config.specs import Spec
 
 if TYPE_CHECKING:
-    from xenpy.config.grammar import Atom
+    from xenpy.config.grammar import Atom, Position
     from xenpy.config.values import Reader
 
 _P9 = frozenset(
@@ -30,9 +31,80 @@ _VKB_FLAGS = (
 _VKB_SIZES = ("multi-touch-width", "multi-touch-height", "multi-touch-num-contacts", "width", "height")
 _VKB_BACKENDS = (None, "qemu", "linux")
 
+DEFAULT_VNC_LISTEN = "127.0.0.1"
+
 _MAX_LIMIT = (1 << 31) - 1
 _MAX_DISPLAY = 65535 - 5900  # VNC's port 5900 + N is a TCP port
 _MAX_PIXELS = 65535
+
+
+class ChannelConnection(StrEnum):
+    """What the host's end of a channel is."""
+
+    PTY = "pty"
+    SOCKET = "socket"
+
+
+@dataclass(frozen=True, slots=True)
+class P9Config:
+    """One p9= entry: the directory `path`, mounted in the guest by its `tag`. `max_space` is in MiB, 0 is no limit."""
+
+    tag: str
+    path: str
+    security_model: str = "none"
+    max_space: int = 0
+    max_files: int = 0
+    max_open_files: int = 0
+    auto_delete: bool = False
+    position: Position | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelConfig:
+    """One channel= entry; `path` is the socket's, for `ChannelConnection.SOCKET`.
+
+    Ref: xen-pv-channel(7)
+    """
+
+    devid: int
+    name: str
+    connection: ChannelConnection
+    path: str | None = None
+    position: Position | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VfbConfig:
+    """One vfb= entry. The VNC port is 5900 + `vncdisplay`, or the next free one with `vncunused`."""
+
+    devid: int
+    vnc: bool = True
+    vnclisten: str = DEFAULT_VNC_LISTEN
+    vncdisplay: int = 0
+    vncunused: bool = True
+    vncpasswd: str | None = None
+    keymap: str | None = None
+    position: Position | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VkbConfig:
+    """One vkb= entry, or the keyboard and pointer that comes with a vfb=; sizes are in pixels."""
+
+    devid: int
+    unique_id: str | None = None
+    backend_type: str | None = None
+    feature_disable_keyboard: bool = False
+    feature_disable_pointer: bool = False
+    feature_abs_pointer: bool = False
+    feature_raw_pointer: bool = False
+    feature_multi_touch: bool = False
+    multi_touch_width: int = 0
+    multi_touch_height: int = 0
+    multi_touch_num_contacts: int = 0
+    width: int = 0
+    height: int = 0
+    position: Position | None = field(default=None, compare=False)
 
 
 def parse_p9(atom: Atom) -> P9Config:

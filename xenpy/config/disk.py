@@ -5,9 +5,10 @@ Ref: xl-disk-configuration(5); behaviour compared with libxlutil 4.17, which kno
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from xenpy.config.model import DiskBackend, DiskConfig, DiskFormat
 from xenpy.config.specs import OTHER_BACKEND, is_own_backend
 from xenpy.config.text import fail, nearest, quote
 from xenpy.config.vdev import device_number
@@ -15,7 +16,7 @@ from xenpy.config.vdev import device_number
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xenpy.config.grammar import Atom
+    from xenpy.config.grammar import Atom, Position
     from xenpy.errors import ConfigError
 
 _POSITIONAL = ("target", "format", "vdev", "access")
@@ -36,6 +37,51 @@ _FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 _SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
 _IGNORED_PREFIXES = ("tapdisk", "tap2", "tap", "aio", "ioemu", "file", "phy")
 _BLANKS = " \t"
+
+
+class DiskFormat(StrEnum):
+    """Format of a disk's image; `EMPTY` is a CD drive with nothing in it."""
+
+    RAW = "raw"
+    QCOW = "qcow"
+    QCOW2 = "qcow2"
+    VHD = "vhd"
+    QED = "qed"
+    EMPTY = "empty"
+
+
+class DiskBackend(StrEnum):
+    """The implementation a disk asks for with backendtype=."""
+
+    PHY = "phy"
+    TAP = "tap"
+    QDISK = "qdisk"
+    STANDALONE = "standalone"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """One disk= entry.
+
+    `target` is as written: the argument of `script`, or a path, which is looked for in the current directory and then
+    under /dev unless it is absolute. `devid` is the number of `vdev` in xenstore. `discard` is None when not given,
+    which means yes.
+
+    Ref: xl-disk-configuration(5), xen-vbd-interface(7)
+    """
+
+    target: str
+    vdev: str
+    devid: int
+    format: DiskFormat = DiskFormat.RAW
+    writable: bool = True
+    cdrom: bool = False
+    backendtype: DiskBackend | None = None
+    script: str | None = None
+    direct_io_safe: bool = False
+    discard: bool | None = None
+    trusted: bool = True
+    position: Position | None = field(default=None, compare=False)
 
 
 class _DiskSpec:

@@ -1,7 +1,8 @@
 """What a configuration means: frozen records with typed fields, the result of `xenpy.config.load`.
 
 Sizes are in MiB and times in microseconds where a field's name says so. `None` stands for "not given" where the default
-is for the device or the host to choose.
+is for the device or the host to choose. The records of devices are beside their parsers, so that a guest without disks
+or interfaces does not pay for them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
     from xenpy.config.cpuid import CpuidRule
     from xenpy.config.cpus import CpuList
+    from xenpy.config.devices import ChannelConfig, P9Config, VfbConfig, VkbConfig
+    from xenpy.config.disk import DiskConfig
     from xenpy.config.grammar import Position, Settings
-
-
-DEFAULT_VNC_LISTEN = "127.0.0.1"
+    from xenpy.config.vif import VifConfig
 
 
 class GuestType(StrEnum):
@@ -55,148 +56,6 @@ class TscMode(StrEnum):
     NATIVE = "native"
 
 
-class DiskFormat(StrEnum):
-    """Format of a disk's image; `EMPTY` is a CD drive with nothing in it."""
-
-    RAW = "raw"
-    QCOW = "qcow"
-    QCOW2 = "qcow2"
-    VHD = "vhd"
-    QED = "qed"
-    EMPTY = "empty"
-
-
-class DiskBackend(StrEnum):
-    """The implementation a disk asks for with backendtype=."""
-
-    PHY = "phy"
-    TAP = "tap"
-    QDISK = "qdisk"
-    STANDALONE = "standalone"
-
-
-class ChannelConnection(StrEnum):
-    """What the host's end of a channel is."""
-
-    PTY = "pty"
-    SOCKET = "socket"
-
-
-@dataclass(frozen=True, slots=True)
-class DiskConfig:
-    """One disk= entry.
-
-    `target` is as written: the argument of `script`, or a path, which is looked for in the current directory and then
-    under /dev unless it is absolute. `devid` is the number of `vdev` in xenstore. `discard` is None when not given,
-    which means yes.
-
-    Ref: xl-disk-configuration(5), xen-vbd-interface(7)
-    """
-
-    target: str
-    vdev: str
-    devid: int
-    format: DiskFormat = DiskFormat.RAW
-    writable: bool = True
-    cdrom: bool = False
-    backendtype: DiskBackend | None = None
-    script: str | None = None
-    direct_io_safe: bool = False
-    discard: bool | None = None
-    trusted: bool = True
-    position: Position | None = field(default=None, compare=False)
-
-
-class VifRate(NamedTuple):
-    """A credit: `bytes_per_interval` may leave the guest every `interval_us` microseconds."""
-
-    bytes_per_interval: int
-    interval_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class VifConfig:
-    """One vif= entry; `mac` is six lower-case hexadecimal groups.
-
-    Ref: xl-network-configuration(5)
-    """
-
-    devid: int
-    mac: str
-    bridge: str | None = None
-    gatewaydev: str | None = None
-    vifname: str | None = None
-    script: str | None = None
-    ip: tuple[str, ...] = ()
-    rate: VifRate | None = None
-    mtu: int | None = None
-    vlan: str | None = None
-    trusted: bool = True
-    position: Position | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class P9Config:
-    """One p9= entry: the directory `path`, mounted in the guest by its `tag`. `max_space` is in MiB, 0 is no limit."""
-
-    tag: str
-    path: str
-    security_model: str = "none"
-    max_space: int = 0
-    max_files: int = 0
-    max_open_files: int = 0
-    auto_delete: bool = False
-    position: Position | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelConfig:
-    """One channel= entry; `path` is the socket's, for `ChannelConnection.SOCKET`.
-
-    Ref: xen-pv-channel(7)
-    """
-
-    devid: int
-    name: str
-    connection: ChannelConnection
-    path: str | None = None
-    position: Position | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class VfbConfig:
-    """One vfb= entry. The VNC port is 5900 + `vncdisplay`, or the next free one with `vncunused`."""
-
-    devid: int
-    vnc: bool = True
-    vnclisten: str = DEFAULT_VNC_LISTEN
-    vncdisplay: int = 0
-    vncunused: bool = True
-    vncpasswd: str | None = None
-    keymap: str | None = None
-    position: Position | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class VkbConfig:
-    """One vkb= entry, or the keyboard and pointer that comes with a vfb=; sizes are in pixels."""
-
-    devid: int
-    unique_id: str | None = None
-    backend_type: str | None = None
-    feature_disable_keyboard: bool = False
-    feature_disable_pointer: bool = False
-    feature_abs_pointer: bool = False
-    feature_raw_pointer: bool = False
-    feature_multi_touch: bool = False
-    multi_touch_width: int = 0
-    multi_touch_height: int = 0
-    multi_touch_num_contacts: int = 0
-    width: int = 0
-    height: int = 0
-    position: Position | None = field(default=None, compare=False)
-
-
 class Ignored(NamedTuple):
     """A key that was accepted and has no effect here."""
 
@@ -210,7 +69,8 @@ class DomainConfig:
     """A whole guest, made by `build`, which has the defaults.
 
     `settings` is what was written, `warnings` are sentences for the user. `cpus` has an entry for each of `maxvcpus`,
-    or none at all. `rtc_timeoffset` is in seconds. `kvm_xen` says whether to use KVM's Xen support; None: if it is there.
+    or none at all. `rtc_timeoffset` is in seconds. `kvm_xen` says whether to use KVM's Xen support; None is "if it is
+    there".
     """
 
     name: str

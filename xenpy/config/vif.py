@@ -5,16 +5,16 @@ Ref: xl-network-configuration(5)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from xenpy.config.model import VifConfig, VifRate
 from xenpy.config.specs import Spec
 from xenpy.config.text import quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from xenpy.config.grammar import Atom
+    from xenpy.config.grammar import Atom, Position
 
 _HOST_SIDE = ("bridge", "gatewaydev", "netdev", "vifname", "script", "ip", "backend", "vlan")
 _NAMES = frozenset((*_HOST_SIDE, "mac", "type", "model", "rate", "devid", "mtu", "accel"))
@@ -36,6 +36,34 @@ _RATE_UNITS = {
     for unit, bits in (("b", 8), ("B", 1))
 }
 _INTERVAL_UNITS = {"us": 1, "ms": 1000, "s": 1_000_000, "": 1_000_000}
+
+
+class VifRate(NamedTuple):
+    """A credit: `bytes_per_interval` may leave the guest every `interval_us` microseconds."""
+
+    bytes_per_interval: int
+    interval_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class VifConfig:
+    """One vif= entry; `mac` is six lower-case hexadecimal groups.
+
+    Ref: xl-network-configuration(5)
+    """
+
+    devid: int
+    mac: str
+    bridge: str | None = None
+    gatewaydev: str | None = None
+    vifname: str | None = None
+    script: str | None = None
+    ip: tuple[str, ...] = ()
+    rate: VifRate | None = None
+    mtu: int | None = None
+    vlan: str | None = None
+    trusted: bool = True
+    position: Position | None = field(default=None, compare=False)
 
 
 def parse_vifs(atoms: Iterable[Atom], seed: str, warn: list[str]) -> tuple[VifConfig, ...]:
