@@ -1,0 +1,132 @@
+"""A guest's event channels: its ports, and which of the two ABIs carries their events to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from xenpy.abi.event_channel import EVTCHN_FIFO_LINK_BITS, EVTCHN_FIFO_PRIORITY_DEFAULT
+from xenpy.errors import Errno, XenError
+from xenpy.pv.evtchn.fifo import Fifo
+from xenpy.pv.evtchn.table import PortTable
+from xenpy.pv.evtchn.two_level import TwoLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xenpy.memory import GuestMemory
+    from xenpy.pv.evtchn.port import ChannelsState
+    from xenpy.pv.shared_info import SharedInfo
+
+DEFAULT_MAX_PORTS: Final = 1023
+"""Highest port a guest may use unless its configuration says otherwise. Ref: xl.cfg(5), max_event_channels"""
+
+
+def _ignore(_port: int) -> None:
+    """Take no notice: nobody polls."""
+
+
+class EventChannels(PortTable):
+    """The event channels of a guest.
+
+    `upcall(vcpu_id)` is called when evtchn_upcall_pending of a vCPU goes from 0 to 1, and has to get it to the guest;
+    `wake_poller(port)` when an event becomes pending on a port, masked or not.
+    """
+
+    def __init__(
+        self,
+        domid: int,
+        shared_info: SharedInfo,
+        memory: GuestMemory,
+        nr_vcpus: int,
+        *,
+        lookup: Callable[[int], PortTable],
+        upcall: Callable[[int], None],
+        wake_poller: Callable[[int], None] = _ignore,
+        max_ports: int = DEFAULT_MAX_PORTS,
+    ) -> None:
+        self._vcpu_info = shared_info.vcpu_info
+        self._memory = memory
+        self._upcall = upcall
+        self._wake_poller = wake_poller
+        self._two_level = TwoLevel(shared_info, self._mark_upcall, wake_poller)
+        self._fifo: Fifo | None = None
+        super().__init__(domid, nr_vcpus, self._two_level, lookup=lookup, max_ports=max_ports)
+
+    @property
+    def is_fifo(self) -> bool:
+        """Tell whether the guest has chosen the FIFO ABI."""
+        return self._fifo is not None
+
+    def _mark_upcall(self, vcpu_id: int) -> None:
+        if not self._vcpu_info[vcpu_id].set_upcall_pending():
+            self._upcall(vcpu_id)
+
+    def init_control(self, gfn: int, offset: int, vcpu_id: int) -> int:
+        """Take a vCPU's control block into use and return how many bits LINK has.
+
+        The first call switches to the FIFO ABI; events pending then are delivered as the event array grows to hold
+        them.
+
+        Raises XenError: ENOENT (no such vCPU), EINVAL (misaligned, crossing the page, not RAM), EEXIST.
+        """
+        self._check_vcpu(vcpu_id)
+        if self._fifo is not None:
+            self._fifo.add_control_block(vcpu_id, gfn, offset)
+            return EVTCHN_FIFO_LINK_BITS
+        fifo = self._new_fifo()
+        fifo.add_control_block(vcpu_id, gfn, offset)
+        for entry in self._usable():
+            entry.pending = self._two_level.is_pending(entry)
+            entry.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
+        self._fifo = fifo
+        self._deliver_by(fifo)
+        return EVTCHN_FIFO_LINK_BITS
+
+    def _new_fifo(self) -> Fifo:
+        return Fifo(self._memory, self._nr_vcpus, self._mark_upcall, self._wake_poller)
+
+    def expand_array(self, gfn: int) -> None:
+        """Append a page to the event array; events that waited for it are delivered.
+
+        Raises XenError: EOPNOTSUPP (2-level ABI), ENOSPC (128 pages there), EINVAL (not RAM).
+        """
+        if self._fifo is None:
+            raise XenError(Errno.EOPNOTSUPP, "no event array under the 2-level ABI")
+        added = self._fifo.add_array_page(gfn)
+        for entry in self._ports[added.start : added.stop]:
+            if entry.pending:
+                entry.pending = False
+                self.deliver(entry)
+
+    def reset(self) -> None:
+        """Close every port and go back to the 2-level ABI."""
+        super().reset()
+        if self._fifo is not None:
+            self._deliver_by(self._two_level)
+            self._fifo.close()
+            self._fifo = None
+            for entry in self._ports:
+                entry.last_queue = None
+
+    def snapshot(self) -> ChannelsState:
+        """Return all of it that is not in guest memory as plain data."""
+        return replace(super().snapshot(), fifo=None if self._fifo is None else self._fifo.state())
+
+    def restore(self, state: ChannelsState) -> None:
+        """Take over what `snapshot` returned, into a new table of a domain with the same memory, shared_info and vCPUs.
+
+        An interdomain port comes back unbound, open to the domain it was connected to: the other end binds anew.
+
+        Raises XenError(EINVAL) if a page of the FIFO ABI is not RAM.
+        """
+        super().restore(state)
+        if state.fifo is None:
+            return
+        fifo = self._new_fifo()
+        fifo.load(state.fifo)
+        for saved in state.ports:
+            if saved.last_queue is not None:
+                self._ports[saved.number].last_queue = fifo.queue(*saved.last_queue)
+        self._fifo = fifo
+        self._deliver_by(fifo)
