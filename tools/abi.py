@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Generate xenpy/abi/_*.py from the C text in xenpy/abi/cdef.
 
-`python tools/abi.py` rewrites them; `--check` only tells whether they are fresh (exit 1 if not). Hypercall arguments have two layouts: LP64, which
+`python tools/abi.py` rewrites them; `--check` only tells whether they are fresh (exit 1 if not).
+
+Hypercall arguments have two layouts: LP64, which
 becomes a cffi module, and i386, where longs and handles are 32 bits wide and nothing aligns to more than 4 bytes. The latter becomes a
 table of field offsets by which dispatch converts an argument to the 64-bit structure and back, so that handlers know only one.
 """
@@ -11,11 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cffi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ABI = Path(__file__).resolve().parent.parent / "xenpy" / "abi"
 XEN_FILES = (
@@ -117,7 +121,10 @@ def layout32() -> str:
     narrow.cdef(WORDS.format(32) + text_of(*XEN_FILES), pack=4)
     wide.cdef(WORDS.format(64) + text_of(*XEN_FILES))
     structs = sorted({name for group in narrow.list_types()[1:2] for name in group})
-    lines = ['"""i386 layouts of Xen\'s structures, by tools/abi.py: offsets and sizes in bytes, a byte array\'s size negative."""', ""]
+    lines = [
+        '"""i386 layouts of Xen\'s structures, by tools/abi.py: offsets and sizes in bytes, a byte array\'s size negative."""',
+        "",
+    ]
     lines.append("LAYOUTS = {")
     for name in structs:
         tag = f"struct {name}"

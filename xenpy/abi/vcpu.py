@@ -22,7 +22,9 @@ VCPUOP_stop_singleshot_timer: Final = Op(9, "stop_singleshot_timer")
 VCPUOP_register_vcpu_info: Final = Op(10, "register_vcpu_info", "vcpu_register_vcpu_info")
 VCPUOP_send_nmi: Final = Op(11, "send_nmi")
 VCPUOP_get_physid: Final = Op(12, "get_physid", "vcpu_get_physid", out=True)
-VCPUOP_register_vcpu_time_memory_area: Final = Op(13, "register_vcpu_time_memory_area", "vcpu_register_time_memory_area")
+VCPUOP_register_vcpu_time_memory_area: Final = Op(
+    13, "register_vcpu_time_memory_area", "vcpu_register_time_memory_area"
+)
 VCPUOP_register_runstate_phys_area: Final = Op(14, "register_runstate_phys_area", "vcpu_register_runstate_memory_area")
 VCPUOP_register_vcpu_time_phys_area: Final = Op(15, "register_vcpu_time_phys_area", "vcpu_register_time_memory_area")
 

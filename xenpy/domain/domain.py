@@ -45,6 +45,10 @@ _XEN_MSR_COUNT: Final = 16
 _BALLOON_SLACK_PAGES: Final = 256
 
 
+def _ignore_output(_data: bytes) -> None:
+    """Drop what nobody asked for."""
+
+
 class Domain:
     """A PVH domain.
 
@@ -64,7 +68,7 @@ class Domain:
         self.ending: Ending | None = None
         self.paused = False
         self._unpaused = threading.Condition()
-        self.on_emergency_output: Callable[[bytes], None] = lambda data: None
+        self.on_emergency_output: Callable[[bytes], None] = _ignore_output
         self.shutdown_code: int | None = None
         self.vm_assist = 0
         self.callback_vector = 0
@@ -133,10 +137,10 @@ class Domain:
         with load_kernel(config.kernel) as kernel:
             start = build_pvh(
                 self.memory, kernel, ramdisk=config.ramdisk, cmdline=config.cmdline, memory_mib=config.maxmem_mib,
-                vcpus=config.vcpus, maxvcpus=config.maxvcpus,
+                vcpus=config.vcpus, maxvcpus=config.maxvcpus, apic_id=cpuid.apic_id,
             )  # fmt: skip
             if not self.kvm_xen:
-                apply(self.memory, find_hypercall_sites(kernel), HYPERCALL_PORT)
+                apply(self.memory, find_hypercall_sites(kernel), HYPERCALL_PORT, moved=start.moved)
         self.entry, self.start_info, self.e820 = start.entry, start.start_info_gpa, start.memory_map
         self.store_gfn, self.console_gfn = start.store_gfn, start.console_gfn
         values = self.hvm_params.values
@@ -299,7 +303,9 @@ class Domain:
         self.memory.write(gpa, hypercall_page(in_kernel=self.kvm_xen, amd=self._is_amd()))
 
     def _is_amd(self) -> bool:
-        return any(leaf == 0 and registers[1] in _AMD_VENDORS for leaf, _, _, registers in self.host.kvm.supported_cpuid())
+        return any(
+            leaf == 0 and registers[1] in _AMD_VENDORS for leaf, _, _, registers in self.host.kvm.supported_cpuid()
+        )
 
     def wait_closed(self, seconds: float) -> bool:
         """Wait for all vCPU threads to end; tell whether they did."""
@@ -318,10 +324,8 @@ def hypercall_page(*, in_kernel: bool, amd: bool) -> bytes:
 
     Each is mov eax, number; VMCALL, VMMCALL or OUT; ret. iret cannot be called this way: UD2, as Xen has it.
     """
-    if in_kernel:
-        leave = bytes.fromhex("0f01d9" if amd else "0f01c1")
-    else:
-        leave = bytes((0xE7, HYPERCALL_PORT))
+    vmcall = bytes.fromhex("0f01d9" if amd else "0f01c1")
+    leave = vmcall if in_kernel else bytes((0xE7, HYPERCALL_PORT))
     stubs: Sequence[bytes] = [
         b"\x0f\x0b" if number == _IRET else b"\xb8" + number.to_bytes(4, "little") + leave + b"\xc3"
         for number in range(_HYPERCALLS_PER_PAGE)

@@ -1,8 +1,8 @@
 """Noticing that a guest has halted for good.
 
-A PVH guest powers off by halting every vCPU with interrupts off. The in-kernel LAPIC keeps halted vCPUs inside KVM_RUN, so nobody is told;
-but a halted thread uses no processor time, and that is cheap to look at. Only when all of a domain's threads have stood still is each kicked
-once and asked.
+A PVH guest powers off by halting every vCPU with interrupts off. The in-kernel LAPIC keeps halted vCPUs inside KVM_RUN, so nobody is
+told; but a halted thread uses no processor time, and that is cheap to look at. Only when all of a domain's threads have stood still is
+each kicked once and asked.
 
 Ref: xen-doc misc/pvh.pandoc
 """

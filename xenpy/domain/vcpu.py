@@ -254,9 +254,7 @@ class Vcpu:
     def translate(self, gva: int, *, write: bool = False) -> int:
         """Return the gpa behind a guest-virtual address. Raises XenError(EFAULT)."""
         sregs = self.kvm.sregs
-        return paging.translate(
-            self.domain.memory, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, gva, write=write
-        )
+        return paging.translate(self.domain.memory, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, gva, write=write)
 
     @property
     def is_up(self) -> bool:
