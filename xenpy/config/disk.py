@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from xenpy.config.specs import OTHER_BACKEND, is_own_backend
+from xenpy.config.specs import MAX_SPEC, OTHER_BACKEND, is_own_backend
 from xenpy.config.text import fail, nearest, quote
 from xenpy.config.vdev import device_number
 
@@ -90,6 +90,8 @@ class _DiskSpec:
     def __init__(self, atom: Atom) -> None:
         self._atom = atom
         self.parameters: dict[str, str] = {}
+        if len(atom.text) > MAX_SPEC:
+            raise self.fail(f"it is longer than {MAX_SPEC} characters")
         rest = atom.text.lstrip(_BLANKS)
         while rest:
             if rest.startswith("target="):
@@ -103,6 +105,8 @@ class _DiskSpec:
         return fail(self._atom.position, f"disk {quote(self._atom.text)}: {message}")
 
     def _set(self, name: str, value: str) -> None:
+        if name == "format":
+            value = value or DiskFormat.RAW
         if self.parameters.get(name, "") not in ("", value):
             raise self.fail(f"{name} is given twice, as {quote(self.parameters[name])} and {quote(value)}")
         self.parameters[name] = value
@@ -128,6 +132,7 @@ class _DiskSpec:
             return
         name = next((name for name in _POSITIONAL if name not in self.parameters), None)
         if name == "format" and not self.parameters["target"] and ":" in part:
+            self._set("format", "")
             name = "vdev"  # xend's ",hdc:cdrom,r", an empty drive
         if name is None:
             raise self.fail(f"too many positional parameters, {quote(part)} is one")
@@ -139,18 +144,28 @@ class _DiskSpec:
 
     def _without_prefixes(self, target: str) -> str:
         """Return `target` without xend's prefixes; after one of them, no format is expected as a positional."""
-        while True:
-            prefix, colon, rest = target.partition(":")
-            if not colon or not (prefix.isascii() and prefix.isalnum() and prefix.islower()) or prefix[0].isdigit():
-                return target
+        rest = target
+        while (prefix := _prefix(rest)) is not None:
+            after = rest[len(prefix) + 1 :]
             if prefix in _FORMAT_PREFIXES:
                 self._set("format", prefix)
             elif prefix in _SCRIPT_PREFIXES:
                 self._set("script", f"block-{prefix}")
             elif prefix not in _IGNORED_PREFIXES:
+                if after and not after.startswith("/"):
+                    break  # "rbd:pool/image" is for the backend to understand
                 raise self.fail(f"unknown prefix {prefix}: before the path; write the path last, as target=...")
-            self.parameters.setdefault("format", "")
-            target = rest
+            rest = after
+        if rest != target:
+            self.parameters.setdefault("format", DiskFormat.RAW)
+        return rest
+
+
+def _prefix(target: str) -> str | None:
+    """Return the letters and digits before the first colon of `target`, if it begins with a lower-case letter."""
+    prefix, colon, _ = target.partition(":")
+    plain = prefix.isascii() and prefix.isalnum() and prefix.islower() and not prefix[0].isdigit()
+    return prefix if colon and plain else None
 
 
 def parse_disk(atom: Atom) -> DiskConfig:

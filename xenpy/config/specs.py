@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from xenpy.errors import ConfigError
 
 
+MAX_SPEC = 8192  # characters: two paths of PATH_MAX; string work below is quadratic in it
+
+
 class Spec:
     """A device string, taken apart; `key` is the configuration key it belongs to.
 
@@ -26,6 +29,8 @@ class Spec:
         self.position: Position = atom.position
         self.flags: set[str] = set()
         self._values: dict[str, str] = {}
+        if len(atom.text) > MAX_SPEC:
+            raise self.fail(f"it is longer than {MAX_SPEC} characters")
         for part in filter(None, (part.strip() for part in atom.text.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals and name in flags:

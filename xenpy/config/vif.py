@@ -70,20 +70,16 @@ def parse_vifs(atoms: Iterable[Atom], seed: str, warn: list[str]) -> tuple[VifCo
     """Parse the elements of vif=; interfaces without mac= get addresses that depend on `seed` and their devid alone."""
     specs = [Spec("vif", atom, _NAMES, _FLAGS) for atom in atoms]
     explicit = [spec.number("devid", -1, low=0, high=_MAX_DEVID) for spec in specs]
-    taken = {devid for devid in explicit if devid >= 0}
-    vifs: list[VifConfig] = []
+    free = iter(sorted(set(range(len(specs))) - set(explicit)))
+    vifs: dict[int, VifConfig] = {}
+    macs: dict[str, VifConfig] = {}
     for spec, devid in zip(specs, explicit, strict=True):
-        if devid < 0:
-            devid = next(number for number in range(len(specs) + len(taken)) if number not in taken)
-            taken.add(devid)
-        vif = _parse_vif(spec, devid, seed, warn)
-        for other in vifs:
-            if other.devid == vif.devid:
-                raise spec.fail(f"devid {vif.devid} is also that of the vif at {other.position}")
-            if other.mac == vif.mac:
-                raise spec.fail(f"mac {vif.mac} is also that of the vif at {other.position}")
-        vifs.append(vif)
-    return tuple(vifs)
+        vif = _parse_vif(spec, next(free) if devid < 0 else devid, seed, warn)
+        for what, other in (("devid", vifs.get(vif.devid)), ("mac", macs.get(vif.mac))):
+            if other:
+                raise spec.fail(f"its {what} is also that of the vif at {other.position}")
+        vifs[vif.devid] = macs[vif.mac] = vif
+    return tuple(vifs.values())
 
 
 def _parse_vif(spec: Spec, devid: int, seed: str, warn: list[str]) -> VifConfig:
