@@ -9,12 +9,14 @@ Ref: ACPI Specification 6.2, section 5.2; libacpi of Xen's tools for what is in 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy.builder import aml
 from xenpy.builder.layout import ACPI_START, LAPIC_BASE, page_up
 from xenpy.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ACPI_INFO_GPA: Final = ACPI_START
 """One byte per processor: 1 if it is present."""
@@ -73,7 +75,7 @@ _FLAG_FIX_RTC: Final = 1 << 6
 
 
 class AcpiTables(NamedTuple):
-    """The ACPI area: `data`, whole pages, goes to `ACPI_START`; `rsdp` is a copy of the RSDP, `rsdp_gpa` where it is in `data`."""
+    """The ACPI area: `data`, whole pages, goes to `ACPI_START`; `rsdp` is a copy of the RSDP in it, at `rsdp_gpa`."""
 
     data: bytes
     rsdp: bytes
