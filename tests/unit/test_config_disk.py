@@ -148,5 +148,5 @@ def test_device_numbers(vdev: str, number: int) -> None:
     ],
 )
 def test_names_that_mean_no_device(vdev: str) -> None:
-    with pytest.raises(ValueError, match=r"^[a-z]")
+    with pytest.raises(ValueError, match=r"^[a-z]"):
         device_number(vdev)

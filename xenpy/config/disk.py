@@ -32,6 +32,7 @@ _FLAGS: Mapping[str, tuple[str, str]] = {  # the parameter that each flag stands
 _COLO = frozenset(("colo", "no-colo", "colo-host", "colo-port", "colo-export", "active-disk", "hidden-disk"))
 _ACCESS = {"ro": False, "r": False, "rw": True, "w": True}
 _DEVTYPES = ("cdrom", "disk")
+_REPEATABLE = ("format", "devtype")  # with the same value, since prefixes and suffixes set them too
 
 _FORMAT_PREFIXES = ("raw", "qcow", "qcow2", "vhd")
 _SCRIPT_PREFIXES = ("iscsi", "nbd", "enbd", "drbd")
@@ -107,8 +108,9 @@ class _DiskSpec:
     def _set(self, name: str, value: str) -> None:
         if name == "format":
             value = value or DiskFormat.RAW
-        if self.parameters.get(name, "") not in ("", value):
-            raise self.fail(f"{name} is given twice, as {quote(self.parameters[name])} and {quote(value)}")
+        earlier = self.parameters.get(name)
+        if earlier and (earlier != value or name not in _REPEATABLE):
+            raise self.fail(f"{name} is given twice, as {quote(earlier)} and {quote(value)}")
         self.parameters[name] = value
 
     def _parameter(self, part: str) -> None:

@@ -62,7 +62,7 @@ Value = Atom | ListValue
 
 
 class Setting(NamedTuple):
-    """One `key = value` or `key += value`; `position` is the key's."""
+    """One `key = value`, or with `append` a `key += value`, or what these come to; `position` is the last key's."""
 
     key: str
     value: Value
@@ -102,7 +102,7 @@ def _joined(chain: list[Setting]) -> Setting:
     """Return the one setting that an assignment and the `+=` after it amount to, at the position of the last."""
     first, last = chain[0], chain[-1]
     if len(chain) == 1:
-        return first._replace(append=False)
+        return first
     for setting in chain:
         if type(setting.value) is not type(first.value):
             kinds = ("a list", "a single value") if isinstance(first.value, Atom) else ("a single value", "a list")
@@ -114,7 +114,7 @@ def _joined(chain: list[Setting]) -> Setting:
         joined: Value = Atom("".join(atom.text for atom in atoms), last.value.position)
     else:
         joined = ListValue(tuple(item for part in lists for item in part.items), last.value.position)
-    return Setting(last.key, joined, last.position)
+    return last._replace(value=joined)
 
 
 class _Token(NamedTuple):

@@ -80,7 +80,7 @@ def check(settings: Settings, guest_type: GuestType, warnings: list[str], *, len
         if key is None:
             problem = f"unknown key '{name}'{nearest(name, keys)}"
         elif key.status is Status.FOREIGN:
-            problem = f"key '{name}' is not for {guest_type} guests: {key.note}"
+            problem = f"key '{name}' is not for {guest_type.upper()} guests: {key.note}"
         elif guest_type not in key.types:
             problem = f"key '{name}' is for {_plural(key.types)} guests only: {key.note}"
         else:

@@ -53,7 +53,7 @@ class Reader:
 
     def number(self, key: str, default: int, *, low: int, high: int) -> int:
         """Return the number of `key`, from `low` to `high`, in the base that its prefix says."""
-        atom = self.atom(key)
+        atom = self._number_atom(key)
         if atom is None:
             return default
         value = parse_integer(atom.text)
@@ -63,13 +63,20 @@ class Reader:
 
     def flag(self, key: str) -> bool | None:
         """Return whether the number of `key` is not zero, or None when it is not set."""
-        atom = self.atom(key)
+        atom = self._number_atom(key)
         if atom is None:
             return None
         value = parse_integer(atom.text)
         if value is None:
             raise fail(atom.position, f"key '{key}': {quote(atom.text)} is neither 0 nor 1")
         return value != 0
+
+    def _number_atom(self, key: str) -> Atom | None:
+        """Return the value of a key whose texts must not be joined: `memory += 5` after 64 is not 645."""
+        setting = self._settings.get(key)
+        if setting and setting.append:
+            raise fail(setting.position, f"key '{key}': += joins strings and lists, not numbers")
+        return self.atom(key)
 
     def boolean(self, key: str, *, default: bool = False) -> bool:
         """Return `flag`, or `default` when `key` is not set."""
