@@ -134,7 +134,7 @@ class _DiskSpec:
             return
         name = next((name for name in _POSITIONAL if name not in self.parameters), None)
         if name == "format" and not self.parameters["target"] and ":" in part:
-            self._set("format", "")
+            self._set("format", DiskFormat.EMPTY)
             name = "vdev"  # xend's ",hdc:cdrom,r", an empty drive
         if name is None:
             raise self.fail(f"too many positional parameters, {quote(part)} is one")
