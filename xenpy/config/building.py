@@ -36,8 +36,10 @@ _TSC_NUMBERS = tuple(TscMode)
 _DEFAULT_MEMORY_MIB = 32
 _MAX_MEMORY_MIB = 8 << 20  # 8 TiB. Ref: xen/SUPPORT.md
 _MAX_VCPUS = 128  # HVM_MAX_VCPUS. Ref: xen/include/public/hvm/hvm_info_table.h
-_MAX_GRANT_FRAMES = 1 << 16
-_MAX_MAPTRACK_FRAMES = 1 << 20
+_DEFAULT_GRANT_FRAMES, _MAX_GRANT_FRAMES = 64, 1 << 16  # Xen's gnttab_max_frames; a bound of our own
+_DEFAULT_MAPTRACK_FRAMES, _MAX_MAPTRACK_FRAMES = 1024, 1 << 20  # Xen's gnttab_max_maptrack_frames; likewise
+_MAX_GRANT_VERSION = 2
+_DEFAULT_EVENT_CHANNELS = 1023
 _MAX_EVENT_CHANNELS = 131_071  # of the FIFO ABI. Ref: xl.cfg(5), max_event_channels
 _MAX_OFFSET_S = (1 << 31) - 1
 _MAX_MASK = (1 << 32) - 1
@@ -85,10 +87,14 @@ def build(
         on_watchdog=reader.choice("on_watchdog", _ACTIONS, Action.DESTROY),
         on_crash=reader.choice("on_crash", _ACTIONS, Action.DESTROY),
         on_soft_reset=reader.choice("on_soft_reset", _ACTIONS, Action.SOFT_RESET),
-        max_grant_frames=reader.number("max_grant_frames", 64, low=1, high=_MAX_GRANT_FRAMES),
-        max_maptrack_frames=reader.number("max_maptrack_frames", 1024, low=0, high=_MAX_MAPTRACK_FRAMES),
-        max_grant_version=reader.number("max_grant_version", 2, low=1, high=2),
-        max_event_channels=reader.number("max_event_channels", 1023, low=1, high=_MAX_EVENT_CHANNELS),
+        max_grant_frames=reader.number("max_grant_frames", _DEFAULT_GRANT_FRAMES, low=1, high=_MAX_GRANT_FRAMES),
+        max_maptrack_frames=reader.number(
+            "max_maptrack_frames", _DEFAULT_MAPTRACK_FRAMES, low=0, high=_MAX_MAPTRACK_FRAMES
+        ),
+        max_grant_version=reader.number("max_grant_version", _MAX_GRANT_VERSION, low=1, high=_MAX_GRANT_VERSION),
+        max_event_channels=reader.number(
+            "max_event_channels", _DEFAULT_EVENT_CHANNELS, low=1, high=_MAX_EVENT_CHANNELS
+        ),
         tsc_mode=_tsc_mode(reader),
         nomigrate=reader.boolean("nomigrate"),
         cpuid=_cpuid(settings),
