@@ -47,7 +47,7 @@ run() {
     esac
     (
         echo 0 >$job/cgroup.procs
-        exec setsid $terminal $here/busybox sh $here/command <"$in" >"$out" 2>"$err" 3>&- 4>&- 5>&-
+        exec setsid $terminal $here/busybox sh $here/command <"$in" >"$out" 2>"$err" 3>&- 4>&- 5>&- 6>&- 7>&-
     )
     status=$?
     # What the command has left behind goes too, or its output would never end.
@@ -59,26 +59,35 @@ run() {
     echo "done $status" >&3
 }
 
-mkfifo $here/stdin $here/stdout $here/stderr
 until [ -c /dev/vport0p1 ]; do usleep 1000; done
-exec 3<>/dev/vport0p1
+mkfifo $here/stdin $here/stdout $here/stderr $here/commands
+exec 3<>/dev/vport0p1 6<>$here/commands
+exec 7<>/dev/hvc0 # a terminal that nobody has open forgets its size
 echo ready >&3
-while read -r verb first second third fourth fifth <&3; do
-    case $verb in
-    setup)
-        receive "$first" $here/setup
-        $here/busybox sh $here/setup
-        echo "done $?" >&3
-        ;;
-    input) receive "$first" $here/input ;;
-    run)
-        receive "$first" $here/command
-        run "$second" "$third" "$fourth" "$fifth" &
-        ;;
-    size) stty -F /dev/hvc0 rows "$first" cols "$second" ;;
-    kill) echo 1 >$job/cgroup.kill ;;
-    fresh) echo 2 >/proc/sys/vm/drop_caches ;;
-    esac
+
+# A shell has what it runs in the background ignore SIGINT, so this is in the background and the commands are not.
+{
+    while read -r verb first second third fourth fifth <&3; do
+        case $verb in
+        setup)
+            receive "$first" $here/setup
+            $here/busybox sh $here/setup
+            echo "done $?" >&3
+            ;;
+        input) receive "$first" $here/input ;;
+        run)
+            receive "$first" $here/command
+            echo "$second $third $fourth $fifth" >&6
+            ;;
+        size) stty -F /dev/hvc0 rows "$first" cols "$second" ;;
+        kill) echo 1 >$job/cgroup.kill ;;
+        fresh) echo 2 >/proc/sys/vm/drop_caches ;;
+        esac
+    done
+    # The outer side is gone.
+    poweroff -f
+} &
+
+while read -r mark in out err <&6; do
+    run "$mark" "$in" "$out" "$err"
 done
-# The outer side is gone.
-poweroff -f

@@ -7,6 +7,7 @@ import importlib.resources
 from typing import TYPE_CHECKING
 
 from xenpy.cache import cache_directory, locked, publish_bytes
+from xenpy.errors import HostError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,9 @@ MODULES = ("9p", "9pnet_virtio", "overlay", "kvm-amd", "tun")
 MODULE_OPTIONS = {"kvm_amd": "nested=0"}
 MSIZE = 512_000
 """Largest 9p message in bytes that Linux' virtio transport can carry: 125 pages.  Ref: Linux net/9p/trans_virtio.c."""
+
+KERNEL_LIMIT = 512 << 20
+"""Bytes of an unpacked kernel; Debian's takes 55 MiB."""
 
 
 def host_images() -> tuple[Path, Path]:
@@ -37,7 +41,7 @@ def host_images() -> tuple[Path, Path]:
         if not initramfs.exists():
             publish_bytes(initramfs, _initramfs(images, init, agent))
         if not kernel.exists():
-            unpacked = _unpacked_kernel(images.kernel.read_bytes())
+            unpacked = _unpacked_kernel(images.kernel)
             if unpacked is None:
                 return images.kernel, initramfs
             publish_bytes(kernel, unpacked)
@@ -69,22 +73,15 @@ def _initramfs(images: GuestImages, init: bytes, agent: bytes) -> bytes:
     return archive.to_bytes()
 
 
-def _unpacked_kernel(bzimage: bytes) -> bytes | None:
-    """Return the ELF kernel in a bzImage, or None if that takes a library that is not there.
+def _unpacked_kernel(bzimage: Path) -> bytes | None:
+    """Return the ELF kernel in a bzImage, or None if that takes a package that is not installed.
 
-    QEMU enters an ELF kernel at its PVH note, so that the emulated processor need not decompress it, which takes 1 s.
-
-    Ref: Linux Documentation/arch/x86/boot.rst: setup_sects (0x1f1), payload_offset (0x248), payload_length (0x24c)
+    QEMU enters an ELF kernel at its PVH note, which spares the emulated processor 1 s of decompression.
     """
+    from xenpy.builder.bzimage import read_header, unpack_payload
+
+    data = bzimage.read_bytes()
     try:
-        import zstandard
-    except ImportError:
-        return None
-    setup_sectors = bzimage[0x1F1] or 4  # a zero means four, for the sake of kernels older than the field
-    protected_mode = (1 + setup_sectors) * 512
-    offset, length = (int.from_bytes(bzimage[field : field + 4], "little") for field in (0x248, 0x24C))
-    payload = bzimage[protected_mode + offset :][:length]
-    try:
-        return zstandard.ZstdDecompressor().decompressobj().decompress(payload)
-    except zstandard.ZstdError:
+        return unpack_payload(bzimage.name, data, read_header(bzimage.name, data), KERNEL_LIMIT)
+    except HostError:
         return None
