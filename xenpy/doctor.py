@@ -101,7 +101,9 @@ def _kvm_findings() -> Iterator[Finding]:
     try:
         cost = ring0_ns_per_instruction(kvm)
     except OSError as error:
-        yield Finding("ring0", Status.FATAL, f"a guest's ring 0 does not run: {error.strerror}", "see dmesg for KVM's reasons")
+        yield Finding(
+            "ring0", Status.FATAL, f"a guest's ring 0 does not run: {error.strerror}", "see dmesg for KVM's reasons"
+        )
         return
     finally:
         kvm.close()

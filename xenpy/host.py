@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
     from xenpy.config import DomainConfig
 
+
+def _ignore_end(_domain: Domain) -> None:
+    """Do nothing: nobody waits for the domain."""
+
+
 DOM0 = 0
 _GREF_CONSOLE = 0
 _GREF_XENSTORE = 1
@@ -44,9 +49,7 @@ class Guest:
         store_port = self._connect(HVM_PARAM.STORE_EVTCHN)
         console_port = self._connect(HVM_PARAM.CONSOLE_EVTCHN)
         ours_store, ours_console = self._ports
-        self.ring = Ring(
-            host.store, domain.domid, self._page(domain.store_gfn), lambda: host.send_if_bound(ours_store)
-        )
+        self.ring = Ring(host.store, domain.domid, self._page(domain.store_gfn), lambda: host.send_if_bound(ours_store))
         self.console = ConsoleRing(self._page(domain.console_gfn), lambda: host.send_if_bound(ours_console), sink)
         host.ports.set_handler(ours_store, self.ring.on_event)
         host.ports.set_handler(ours_console, self.console.on_event)
@@ -116,7 +119,7 @@ class Host:
         self.domains: dict[int, Domain] = {}
         self.ports = HostPorts(DOM0, lookup=self._ports_of)
         self._next_domid = 1
-        self.on_end: Callable[[Domain], None] = lambda domain: None
+        self.on_end: Callable[[Domain], None] = _ignore_end
 
     def _ports_of(self, domid: int):  # type: ignore[no-untyped-def]
         return self.domain(domid).evtchn

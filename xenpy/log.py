@@ -27,7 +27,7 @@ def debug(message: str) -> None:
 
 def once(key: str, message: str) -> None:
     """Write a line to stderr when verbose, the first time only that its key comes up."""
-    if not verbose or len(_seen) >= _MAX_KEYS and key not in _seen:
+    if not verbose or (len(_seen) >= _MAX_KEYS and key not in _seen):
         return
     _seen[key] += 1
     if _seen[key] == 1:

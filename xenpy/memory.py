@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import TYPE_CHECKING, Final, NewType
 
 from xenpy import libc
 from xenpy.errors import Errno, XenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 Gpa = NewType("Gpa", int)
 Gfn = NewType("Gfn", int)
@@ -95,6 +97,10 @@ class FramePool:
             self._fd = -1
 
 
+def _ignore_region(_region: Region) -> None:
+    """Do nothing: no KVM is listening."""
+
+
 class GuestMemory:
     """The guest-physical space of one domain.
 
@@ -118,7 +124,7 @@ class GuestMemory:
         self._absent: dict[int, bytearray] = {}  # RAM gpa -> one byte a page, 1 where the guest gave the page back
         self._placed: dict[int, Frame] = {}
         self._low_end = 0
-        self.on_region: Callable[[Region], None] = lambda region: None
+        self.on_region: Callable[[Region], None] = _ignore_region
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -253,7 +259,7 @@ class GuestMemory:
 
     def check(self, gpa: int, size: int) -> None:
         """Raise XenError(EFAULT) unless all of [gpa, gpa + size) is populated."""
-        if 0 <= gpa and gpa + size <= self._low_end:
+        if gpa >= 0 and gpa + size <= self._low_end:
             return
         while size > 0:
             region = self._region_at(gpa)

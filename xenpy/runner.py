@@ -128,7 +128,9 @@ class Runner:
         quick = time.monotonic() - self._started < _LOOP_SECONDS
         self._quick_reboots = self._quick_reboots + 1 if quick else 0
         if self._quick_reboots >= _LOOP_REBOOTS:
-            prompt_line(f"{self._config.name} ended {_LOOP_REBOOTS} times in a row soon after its start ({ending}); giving up")
+            prompt_line(
+                f"{self._config.name} ended {_LOOP_REBOOTS} times in a row soon after its start ({ending}); giving up"
+            )
             self._stop(ExitCode.REBOOT_LOOP)
             return
         assert self._guest is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from xenpy import log
 from xenpy.loop import READ, WRITE
@@ -42,7 +42,7 @@ class Terminal:
         self._poll = select.poll()
         self._poll.register(stdout, select.POLLOUT)
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         if os.isatty(self._in) and os.isatty(self._out):
             import termios
             import tty

@@ -43,7 +43,9 @@ class _LazyGroup(click.Group):
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="xenpy")
-@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what guests do that is unusual, and their emergency output.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Say on stderr what guests do that is unusual, and their emergency output."
+)
 @click.option(
     "--host",
     type=click.Choice(["native", "emulated"]),

@@ -12,8 +12,16 @@ from xenpy import log
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="End the guest after this time.")
-@click.option("--type", "guest_type", type=click.Choice(["pv", "pvh"]), help="Run the guest as this type, whatever the file says.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End the guest after this time.",
+)
+@click.option(
+    "--type", "guest_type", type=click.Choice(["pv", "pvh"]), help="Run the guest as this type, whatever the file says."
+)
 @click.option("--events", is_flag=True, help="Print a JSON line on stderr for everything that happens to the domain.")
 @click.pass_context
 def run(

@@ -126,23 +126,30 @@ class Domain:
         self.vm.split_irqchip()
         self.memory.on_region = self.vm.set_region
         if self.kvm_xen:
-            self.vm.xen_hvm_config(wanted, 0)
+            self.vm.xen_hvm_config(wanted, cpuid.XEN_MSR)  # without an MSR the kernel leaves its Xen support off
         self.vm.trap_msrs([(cpuid.XEN_MSR, _XEN_MSR_COUNT)], MSR_EXIT_REASON_FILTER)
 
     def _load_kernel(self) -> None:
         from xenpy.builder.kernel import load_kernel
+        from xenpy.builder.layout import CONSOLE_GFN, XENSTORE_GFN
         from xenpy.builder.pvh import build_pvh
 
         config = self.config
         with load_kernel(config.kernel) as kernel:
             start = build_pvh(
-                self.memory, kernel, ramdisk=config.ramdisk, cmdline=config.cmdline, memory_mib=config.maxmem_mib,
-                vcpus=config.vcpus, maxvcpus=config.maxvcpus, apic_id=cpuid.apic_id,
-            )  # fmt: skip
+                self.memory,
+                kernel,
+                size=config.maxmem_mib << 20,
+                cmdline=config.cmdline,
+                ramdisk=config.ramdisk,
+                vcpus=config.vcpus,
+                max_vcpus=config.maxvcpus,
+                apic_id=cpuid.apic_id,
+            )
             if not self.kvm_xen:
-                apply(self.memory, find_hypercall_sites(kernel), HYPERCALL_PORT, moved=start.moved)
-        self.entry, self.start_info, self.e820 = start.entry, start.start_info_gpa, start.memory_map
-        self.store_gfn, self.console_gfn = start.store_gfn, start.console_gfn
+                apply(self.memory, find_hypercall_sites(kernel), HYPERCALL_PORT, moved=start.load_offset)
+        self.entry, self.start_info, self.e820 = start.entry_eip, start.start_info_gpa, start.memory_map
+        self.store_gfn, self.console_gfn = XENSTORE_GFN, CONSOLE_GFN
         values = self.hvm_params.values
         values[HVM_PARAM.STORE_PFN], values[HVM_PARAM.CONSOLE_PFN] = self.store_gfn, self.console_gfn
         values[HVM_PARAM.TRIPLE_FAULT_REASON] = SHUTDOWN_ENDS.index(End.REBOOT)

@@ -34,6 +34,11 @@ DEBUG_PORT: Final = 0xE9
 
 _RFLAGS_IF: Final = 1 << 9
 _INTERRUPT_RETRY_NS: Final = 200_000
+_LAPIC_RETRY_NS: Final = 5_000_000
+PIT_PORT: Final = 0x42
+"""Reads as 0, not as all ones like other ports that nothing answers: Linux waits for this counter to run down, and gives up at once when
+it does not start at 255, instead of after 100,000 exits."""
+_PORT_READS: Final = {DEBUG_PORT: b"\xe9", PIT_PORT: b"\0"}
 _ARGS_64: Final = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _ARGS_32: Final = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
 _MASK32: Final = 0xFFFF_FFFF
@@ -62,6 +67,7 @@ class Vcpu:
         self._poll_ports: frozenset[int] = frozenset()
         self._woken = False
         self._callback_pending = False
+        self._upcall_dropped = False
         self.thread: threading.Thread | None = None
         self.idle_probe: Callable[[], None] | None = None
         self.exits = 0
@@ -145,6 +151,8 @@ class Vcpu:
             self.timers.expire()
             self._rearm()
             self.account.publish()
+        if self._upcall_dropped:
+            self._retry_upcall()
         if self._callback_pending:
             self._try_callback()
         if self.idle_probe is not None:
@@ -165,7 +173,7 @@ class Vcpu:
         size = io.size * io.count
         data = self.kvm.page[io.data_offset : io.data_offset + size]
         if io.direction != KVM_EXIT_IO_OUT:
-            data[:] = (b"\xe9" if io.port == DEBUG_PORT else b"\xff") * size
+            data[:] = _PORT_READS.get(io.port, b"\xff") * size
         elif io.port == DEBUG_PORT:
             self.domain.console_write(bytes(data))
 
@@ -397,10 +405,24 @@ class Vcpu:
             self._woken = True
             self._wake.notify_all()
         if self.upcall_vector:
-            self.domain.vm.signal_msi(self.apic_id, self.upcall_vector)
+            if not self.domain.vm.signal_msi(self.apic_id, self.upcall_vector):
+                # The LAPIC is not enabled yet and drops interrupts, where Xen's would keep them: try again.
+                self._upcall_dropped = True
+                self.kvm.kick()
         elif self.domain.callback_vector:
             self._callback_pending = not self.domain.kvm_xen
             self.kvm.kick()
+
+    def _retry_upcall(self) -> None:
+        """Deliver an upcall that the LAPIC dropped, or look again a little later; a vCPU that halts for good is let sleep."""
+        if (
+            self.event_pending()
+            and not self.is_halted_for_good()
+            and not self.domain.vm.signal_msi(self.apic_id, self.upcall_vector)
+        ):
+            self.kvm.kick_after(_LAPIC_RETRY_NS)
+        else:
+            self._upcall_dropped = False
 
     def _try_callback(self) -> None:
         """Inject the callback vector as Xen does: past the LAPIC, as soon as the guest takes interrupts, without an EOI."""

@@ -71,6 +71,7 @@ class Hypercall:
         return declare
 
     def __call__(self, call: Call) -> int | None:
+        """Carry out the command that the call's first argument selects."""
         entry = self._handlers.get(call.args[0])
         if entry is None:
             call.domain.log(f"{self.name}.{call.args[0]}", f"{self.name}: no command {call.args[0]}, answered -ENOSYS")
@@ -93,6 +94,7 @@ class ArrayHypercall(Hypercall):
     """
 
     def __call__(self, call: Call) -> int | None:
+        """Carry out the command on each element of the array."""
         entry = self._handlers.get(call.args[0])
         if entry is None or not entry[1]:
             return super().__call__(call)

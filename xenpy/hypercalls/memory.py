@@ -35,7 +35,7 @@ def _own(call: Call, domid: int) -> Domain:
 # -- placing pages ----------------------------------------------------------------------------------------------------
 
 
-def _source(call: Call, domain: Domain, space: int, idx: int) -> Frame:
+def _source(domain: Domain, space: int, idx: int) -> Frame:
     """Return the frame that add_to_physmap names. Raises XenError."""
     if space == abi.XENMAPSPACE.shared_info:
         if idx:
@@ -53,10 +53,10 @@ def _source(call: Call, domain: Domain, space: int, idx: int) -> Frame:
     raise XenError(Errno.ENOSYS if space > abi.XENMAPSPACE.dev_mmio else Errno.EINVAL, f"map space {space}")
 
 
-def _place(call: Call, domain: Domain, space: int, idx: int, gfn: int) -> None:
+def _place(domain: Domain, space: int, idx: int, gfn: int) -> None:
     """Put a page at a gfn, and away from where it was before."""
     memory = domain.memory
-    frame = _source(call, domain, space, idx)
+    frame = _source(domain, space, idx)
     moved_ram = None
     if space in (abi.XENMAPSPACE.gmfn, abi.XENMAPSPACE.gmfn_range):
         if idx == gfn:
@@ -79,12 +79,12 @@ def add_to_physmap(call: Call, op: Any) -> None:
         raise XenError(Errno.EINVAL, "foreign pages are mapped by add_to_physmap_batch only")
     if op.space == abi.XENMAPSPACE.gmfn_range:
         while op.size:
-            _place(call, domain, op.space, op.idx, op.gpfn)
+            _place(domain, op.space, op.idx, op.gpfn)
             op.idx += 1
             op.gpfn += 1
             op.size -= 1
         return
-    _place(call, domain, op.space, op.idx, op.gpfn)
+    _place(domain, op.space, op.idx, op.gpfn)
 
 
 @memory_op.handles(abi.XENMEM_add_to_physmap_batch)
@@ -101,7 +101,7 @@ def add_to_physmap_batch(call: Call, op: Any) -> None:
         (gfn,) = call.words(op.gpfns + index * call.word_size, 1)
         result = 0
         try:
-            _place(call, domain, op.space, idx, gfn)
+            _place(domain, op.space, idx, gfn)
         except XenError as error:
             result = -error.errno
         call.store_words(op.errs + index * 4, [result], 4)
@@ -147,7 +147,8 @@ def memory_map(call: Call, op: Any) -> None:
     """Copy out the memory map in E820 format; a buffer too small gets what fits."""
     table = call.domain.e820[: op.nr_entries]
     data = b"".join(
-        base.to_bytes(8, "little") + size.to_bytes(8, "little") + kind.to_bytes(4, "little") for base, size, kind in table
+        base.to_bytes(8, "little") + size.to_bytes(8, "little") + kind.to_bytes(4, "little")
+        for base, size, kind in table
     )
     call.write(op.buffer, data)
     op.nr_entries = len(table)
@@ -195,7 +196,8 @@ def _walk(call: Call, op: Any, action: Any) -> int:
 
 
 def _release_extent(domain: Domain, gfn: int, pages: int) -> bool:
-    return all([domain.memory.unplace(g) is not None or domain.memory.release(g) for g in range(gfn, gfn + pages)])
+    released = [domain.memory.unplace(g) is not None or domain.memory.release(g) for g in range(gfn, gfn + pages)]
+    return all(released)
 
 
 def _populate_extent(domain: Domain, gfn: int, pages: int) -> bool:

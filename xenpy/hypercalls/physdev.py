@@ -62,7 +62,7 @@ def set_iopl(call: Call, op: Any) -> None:
 
 
 @physdev_op.handles(PHYSDEVOP_set_iobitmap)
-def set_iobitmap(call: Call, op: Any) -> None:
+def set_iobitmap(_call: Call, op: Any) -> None:
     """Set which ports the calling vCPU's user mode may reach; the domain has none, so only the size is checked."""
     if op.nr_ports > IOBITMAP_MAX_PORTS:
         raise XenError(Errno.EINVAL, f"{op.nr_ports} ports")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from xenpy.memory import FramePool, GuestMemory
     from xenpy.pv.evtchn import EventChannels
     from xenpy.pv.gnttab import GrantTable
@@ -92,6 +93,14 @@ class Domain(Protocol):
     """The memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
     vm_assist: int
     shutdown_code: int | None
+
+    @property
+    def vcpus(self) -> Sequence[Vcpu]:
+        """Return the domain's vCPUs by number."""
+
+    @property
+    def e820(self) -> Sequence[tuple[int, int, int]]:
+        """Return the memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
 
     def shared_info_placed(self, gfn: int) -> None:
         """Take note that the guest has placed shared_info at a gfn."""

@@ -88,5 +88,7 @@ def _remedy(path: str, error: OSError) -> str:
             "or run inside QEMU's emulated host with --host emulated"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{path}: permission denied: join its group (sudo usermod -aG kvm $USER, then log in again) or run as root"
+        return (
+            f"{path}: permission denied: join its group (sudo usermod -aG kvm $USER, then log in again) or run as root"
+        )
     return f"{path}: {error.strerror}"

@@ -28,7 +28,7 @@ _IMMEDIATE_EXIT_OFFSET = 1
 class KvmVcpu:
     """A vCPU whose LAPIC id is `vcpu_id`.
 
-    Registers are read and written in `regs`, `sregs` and `events`, which are live views of kvm_run; after a write, or the class into `dirty`.
+    Registers are read and written in `regs`, `sregs` and `events`, which are live views of kvm_run; `dirty` has writes loaded.
     Every method but `kick` belongs to the thread that calls `enter`. Raises OSError where the kernel refuses.
     """
 
