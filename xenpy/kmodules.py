@@ -12,6 +12,10 @@ from xenpy.errors import ConfigError, HostError
 MAX_MODULE_SIZE = 64 << 20
 """Bound on an unpacked module in bytes; the largest of Debian's are a third of it."""
 
+SIGNATURE_MARKER = b"~Module signature appended~\n"
+SIGNATURE_TRAILER = 12
+"""Bytes of struct module_signature."""
+
 
 def _canonical(name: str) -> str:
     """Return a module's name as the kernel spells it: `-` and `_` are the same to it."""
@@ -69,6 +73,17 @@ class ModuleTree:
         for dependency in (*hard, *(each for each in soft if each in self._files)):
             self._visit(dependency, loaded, (*path, name))
         loaded[name] = module
+
+
+def unsigned(image: bytes) -> bytes:
+    """Return a module without its signature, so that a kernel which does not insist on one need not compute the digest.
+
+    Ref: Linux scripts/sign-file.c: signature, struct module_signature (12 bytes, sig_len big-endian at 8), marker
+    """
+    if not image.endswith(SIGNATURE_MARKER):
+        return image
+    trailer = len(image) - len(SIGNATURE_MARKER) - SIGNATURE_TRAILER
+    return image[: max(0, trailer - int.from_bytes(image[trailer + 8 : trailer + 12], "big"))]
 
 
 def _dependencies(module: Module) -> tuple[list[str], list[str]]:

@@ -6,7 +6,6 @@
 #   run SIZE MARK IN OUT ERR      shell text of the command, what ends its output, and where its standard files are
 #   size ROWS COLUMNS             the terminal's
 #   kill                          end the command and all it has started
-#   fresh                         forget what is known of the outer file system
 #   from us
 #   ready                         once
 #   done STATUS                   after setup, and after run when nothing of the command is left
@@ -27,6 +26,7 @@ relay() {
 
 run() {
     mark=$1 in=$2 out=$3 err=$4 terminal=
+    echo 2 >/proc/sys/vm/drop_caches # what was known of the outer file system, which may have changed
     exec 4<>$here/stdout 5<>$here/stderr
     case $in in
     /dev/hvc*) terminal=-c ;;
@@ -81,7 +81,6 @@ echo ready >&3
             ;;
         size) stty -F /dev/hvc0 rows "$first" cols "$second" ;;
         kill) echo 1 >$job/cgroup.kill ;;
-        fresh) echo 2 >/proc/sys/vm/drop_caches ;;
         esac
     done
     # The outer side is gone.

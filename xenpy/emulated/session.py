@@ -35,8 +35,8 @@ KILL_TIMEOUT = 60.0
 class EmulatedHost:
     """An emulated machine with a usable /dev/kvm, on which commands run one after the other.
 
-    The outer machine's root is there, with a layer in memory on top that takes what is written.  Files that come into being
-    outside while it runs are reliably seen only below the `writable` directories; `run(..., fresh=True)` looks anew.
+    The outer machine's root is there, as it is when a command starts, with a layer in memory on top that takes what is
+    written.  The `writable` directories are the outer machine's own: both sides see at once what the other writes there.
 
     Use it as a context manager, in the main thread where possible: QEMU then dies with this process whatever happens.
     Entering raises HostError if QEMU is missing, a package cannot be fetched or the boot fails.
@@ -102,19 +102,16 @@ class EmulatedHost:
         stdin: bytes = b"",
         timeout: float | None = None,
         check: bool = False,
-        fresh: bool = False,
     ) -> CompletedProcess[bytes]:
         """Run `argv` there and return its exit code and output; a death by signal is 128 plus the signal.
 
-        `env` is the whole environment, by default `default_environment()`; `cwd` is by default this process's.  `fresh`
-        makes it see what changed on the outer machine since the boot, at the price of reading everything again.  Raises
-        subprocess.TimeoutExpired with the output so far after `timeout` seconds, the command being killed and the host still
-        usable; subprocess.CalledProcessError if `check` and the command failed; ConfigError if there is no such program;
-        HostError if the host is lost.
+        `env` is the whole environment, by default `default_environment()`; `cwd` is by default this process's.
+
+        Raises subprocess.TimeoutExpired with the output so far after `timeout` seconds, the command being killed and the
+        host still usable; subprocess.CalledProcessError if `check` and the command failed; ConfigError if there is no such
+        program; HostError if the host is lost.
         """
         text = command_text(argv, default_environment() if env is None else env, cwd or Path.cwd())
-        if fresh:
-            self.connection.send(request("fresh"))
         if stdin:
             self.connection.send(request("input", body=stdin))
         stdout: list[bytes] = []
