@@ -136,7 +136,7 @@ def test_pv_notes(tmp_path):
     image = image_of(tmp_path, elf([Load(0x1000000)], PV_NOTES + l1_valid + note(15, 1 << 39) + note(16, b"\1\0\0\0")))
     notes = image.notes
     assert (notes.entry, notes.virt_base) == (0xFFFFFFFF81000000, 0xFFFFFFFF80000000)
-    assert (notes.l1_mfn_valid, notes.init_p2m, notes.mod_start_pfn) == ([(1, 1)], 1 << 39, True)
+    assert (notes.l1_mfn_valid, notes.init_p2m, notes.mod_start_pfn) == (((1, 1),), 1 << 39, True)
     assert image.is_pv_capable
     assert not image.is_pvh_capable
     assert image.pvh_refusal is not None

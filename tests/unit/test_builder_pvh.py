@@ -234,6 +234,13 @@ def test_initrd_that_does_not_fit(build, tmp_path):
     other.close()
 
 
+def test_initrd_that_fits_in_no_guest(build, tmp_path):
+    with (tmp_path / "initrd").open("wb") as stream:
+        stream.truncate(5 << 30)
+    with pytest.raises(ConfigError, match=r"initrd: .*does not fit.*at most 0xfbdfd000 would be right"):
+        build(pvh_elf(), 8 << 30, ramdisk=tmp_path / "initrd")
+
+
 @pytest.mark.parametrize(("name", "reason"), [("empty", "empty"), ("nowhere", "No such file"), (".", "Is a directory")])
 def test_initrds_that_cannot_be_read(build, tmp_path, name, reason):
     (tmp_path / "empty").touch()

@@ -6,7 +6,6 @@ Ref: xen/include/public/elfnote.h
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy.abi.elfnote import (
@@ -35,9 +34,11 @@ class Phys32Reloc(NamedTuple):
     max: int = PHYS32_RELOC_MAX
 
 
-@dataclass
 class XenNotes:
-    """What a kernel says of itself; None or empty where it says nothing. Addresses are virtual but for `phys32_*`."""
+    """What a kernel says of itself; None or empty where it says nothing. Addresses are virtual but for `phys32_*`.
+
+    A plain class: the dataclass of so many fields would take two milliseconds of every start.
+    """
 
     source: str = ""
     """"PT_NOTE", "SHT_NOTE" or "__xen_guest"; empty if the kernel has no notes of Xen's."""
@@ -55,7 +56,7 @@ class XenNotes:
     required_features: int = 0
     bsd_symtab: bool = False
     hv_start_low: int | None = None
-    l1_mfn_valid: list[tuple[int, int]] = field(default_factory=list)
+    l1_mfn_valid: tuple[tuple[int, int], ...] = ()
     """(mask, value) pairs."""
     suspend_cancel: bool = False
     init_p2m: int | None = None
@@ -114,13 +115,13 @@ class _Desc(NamedTuple):
         """Return a truth value, a number or "yes"."""
         return self.text() == "yes" if self.kind is XEN_ELFNOTE.BSD_SYMTAB else bool(self.number())
 
-    def pairs(self) -> list[tuple[int, int]]:
+    def pairs(self) -> tuple[tuple[int, int], ...]:
         """Return (mask, value) pairs of 64-bit words, or of 32-bit words in a kernel without PAE."""
         word = "Q" if len(self.data) % 16 == 0 else "I"
         form = struct.Struct(f"<{word}{word}")
         if not self.data or len(self.data) % form.size:
             raise self._wrong(f"has {len(self.data)} bytes", "(mask, value) pairs")
-        return list(form.iter_unpack(self.data))
+        return tuple(form.iter_unpack(self.data))
 
     def reloc(self) -> Phys32Reloc:
         """Return one to three 32-bit words, the absent ones at their defaults."""
@@ -192,7 +193,8 @@ _LEGACY_NUMBERS: Final = {"VIRT_ENTRY": "entry", "VIRT_BASE": "virt_base", "ELF_
 
 def _legacy(file: str, contents: bytes) -> XenNotes:
     """Read a `NAME=VALUE,NAME=VALUE` string; unknown names are for others."""
-    notes = XenNotes(source=LEGACY_SECTION)
+    notes = XenNotes()
+    notes.source = LEGACY_SECTION
     hypercall_pfn: int | None = None
     for item in contents.split(b"\0")[0].decode("ascii", "replace").split(","):
         name, _, value = item.partition("=")

@@ -20,6 +20,7 @@ from xenpy.builder.acpi import LEGACY_RSDP_GPA, MAX_VCPUS, AcpiTables, build_acp
 from xenpy.builder.layout import (
     ACPI_START,
     HIGH_RAM_START,
+    MMIO_HOLE_START,
     REAL_MODE_END,
     SPECIAL_PAGES,
     SPECIAL_PAGES_GFN,
@@ -150,10 +151,12 @@ class _FreeLow:
             if end - start >= size:
                 self._spaces[index] = Extent(start + size, end)
                 return Extent(start, start + size)
-        need = -(-(self._spaces[0].start + size) // _MIB)
+        first = self._spaces[0].start
+        need = -(-(first + size) // _MIB)
+        remedy = f"memory={need} or more" if need * _MIB <= MMIO_HOLE_START else f"at most {MMIO_HOLE_START - first:#x}"
         raise ConfigError(
             f"{what} ({size:#x} bytes) does not fit in RAM beside the kernel: "
-            f"[{self._spaces[0].start:#x}, {self._low_end:#x}) is free; memory={need} or more would be right"
+            f"[{first:#x}, {self._low_end:#x}) is free; {remedy} would be right"
         )
 
 
@@ -185,8 +188,8 @@ def _place(kernel: KernelImage, low_end: int) -> tuple[int, int]:
 
 
 def _remedy(need: int) -> str:
-    if need << 20 > ACPI_START:
-        return f"a kernel linked for physical addresses below {ACPI_START:#x} would be right"
+    if need * _MIB > MMIO_HOLE_START:
+        return f"a kernel linked for physical addresses below {MMIO_HOLE_START:#x} would be right"
     return f"memory={need} or more would be right"
 
 
