@@ -63,6 +63,7 @@ def run(
 
     Raises HostError if QEMU or a package is missing or the emulated host dies, ConfigError if there is no such program.
     """
+    _open_standard_files()
     text = command_text(argv, default_environment() if env is None else env, cwd or Path.cwd())
     host = EmulatedHost(memory=memory, cpus=cpus, writable=writable, boot_timeout=boot_timeout)
     try:
@@ -73,6 +74,13 @@ def run(
         return SIGNALLED + signal.SIGINT
     except EndedError as ended:
         return SIGNALLED + ended.signum
+
+
+def _open_standard_files() -> None:
+    """Give whichever standard file is closed something to be, so that no socket takes its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(descriptor)
 
 
 def _attached(host: EmulatedHost, text: bytes) -> int:

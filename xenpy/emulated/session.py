@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CalledProcessError, CompletedProcess, TimeoutExpired
 from typing import TYPE_CHECKING, Self
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
 BOOT_TIMEOUT = 180.0
 """Seconds for a boot that takes about 3 on an idle machine."""
-KILL_TIMEOUT = 60.0
-"""Seconds for a command that has been killed to be gone."""
+KILL_TRIES = 30
+KILL_INTERVAL = 2.0
+"""Seconds for a command that has been killed to be gone, before the next try."""
 
 
 class EmulatedHost:
@@ -121,7 +123,12 @@ class EmulatedHost:
             INPUT_FILE if stdin else NO_INPUT,
             {Channel.STDOUT: stdout.append, Channel.STDERR: stderr.append},
         )
-        status = command.finish(timeout)
+        try:
+            status = command.finish(timeout)
+        except BaseException:  # a test's own time limit, or Ctrl-C: the host stays usable
+            with suppress(HostError):
+                command.kill()
+            raise
         output, errors = b"".join(stdout), b"".join(stderr)
         if status is None:
             command.kill()
@@ -177,9 +184,11 @@ class RunningCommand:
 
     def kill(self) -> None:
         """End the command and all that it started; raises HostError if that fails, the host being lost."""
-        self._connection.send(request("kill"))
-        if self.finish(KILL_TIMEOUT) is None:
-            raise HostError(f"the emulated host still runs a command {KILL_TIMEOUT:.0f} s after it was killed")
+        for _ in range(KILL_TRIES):  # the first may come before the command is where the agent looks for it
+            self._connection.send(request("kill"))
+            if self.finish(KILL_INTERVAL) is not None:
+                return
+        raise HostError(f"the emulated host still runs a command that was killed {KILL_TRIES} times")
 
     def _over(self) -> bool:
         return bool(self._connection.lines) and all(stream.ended for stream in self._streams.values())
