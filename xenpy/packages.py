@@ -68,7 +68,7 @@ class Apt:
         result = self._call("apt-get", "download", package, cwd=directory, progress=True)
         found = list(directory.glob("*.deb"))
         if result.returncode or not found:
-            raise HostError(f"cannot download the Debian package {package}: {_reason(result)}")
+            raise HostError(f"apt-get download {package}: {_reason(result)}")
         return found[0]
 
     def update(self) -> None:
@@ -78,7 +78,7 @@ class Apt:
         (self.lists / "partial").mkdir(parents=True, exist_ok=True)
         result = self._call("apt-get", "update", progress=True)
         if result.returncode:
-            raise HostError(f"cannot fetch Debian's package lists: {_reason(result)}")
+            raise HostError(f"apt-get update: {_reason(result)}")
 
     def _call(
         self, tool: str, *arguments: str, cwd: Path | None = None, progress: bool = False
@@ -105,27 +105,26 @@ def fetch_debian(pattern: str, directory: Path) -> Path:
     The system's package lists are tried first; where they are missing or stale, a private copy is fetched.  Raises
     HostError naming the package if neither offers it.
     """
-    failure = ""
-    for apt in _views():
-        try:
-            if (newest := next(apt.candidates(pattern), None)) is not None:
-                return apt.download(newest, directory)
-        except HostError as error:
-            if shutil.which("apt-get") is None:
-                raise
-            failure = str(error)
     wanted = pattern.replace("\\", "")
-    raise HostError(
-        failure or f"no Debian package {wanted} in this system's apt sources: Debian 12 (bookworm) offers it"
-    )
-
-
-def _views() -> Iterator[Apt]:
-    yield Apt()
+    try:
+        return _newest(Apt(), pattern, directory)
+    except HostError:
+        if shutil.which("apt-get") is None:
+            raise
     private = Apt(cache_directory("apt") / "lists")
     with locked(cache_directory("apt") / "lists"):
-        private.update()
-    yield private
+        try:
+            private.update()
+            return _newest(private, pattern, directory)
+        except HostError as error:
+            raise HostError(f"cannot get the Debian package {wanted}: {error}") from error
+
+
+def _newest(apt: Apt, pattern: str, directory: Path) -> Path:
+    newest = next(apt.candidates(pattern), None)
+    if newest is None:
+        raise HostError("this system's apt sources do not offer it, Debian 12 (bookworm) does")
+    return apt.download(newest, directory)
 
 
 def fetch_wheel(project: str, directory: Path) -> Path:
