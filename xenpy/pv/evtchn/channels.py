@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from xenpy.pv.evtchn.port import ChannelsState
     from xenpy.pv.shared_info import SharedInfo
 
-DEFAULT_MAX_PORTS: Final = 1023
-"""Highest port a guest may use unless its configuration says otherwise. Ref: xl.cfg(5), max_event_channels"""
+DEFAULT_MAX_PORTS: Final = 1024
+"""Ports 0 to 1023, unless the guest's configuration says otherwise. Ref: xl.cfg(5), max_event_channels"""
 
 
 def _ignore(_port: int) -> None:

@@ -23,8 +23,9 @@ _PORTS_PER_BUCKET: Final = 64
 class PortTable:
     """The ports of one domain.
 
-    `lookup` finds another domain's table and raises XenError(ESRCH); `max_ports` is the highest port number the domain
-    may use. Ports, vcpu_ids and domids may be any number a guest passed. Every refusal is a XenError.
+    `lookup` finds another domain's table and raises XenError(ESRCH); `max_ports` is how many ports, the unusable port 0
+    included, the domain may use. Ports, vcpu_ids and domids may be any number a guest passed. Every refusal is a
+    XenError.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class PortTable:
         """Return the lowest closed port, still closed."""
         if self._dying:
             raise XenError(Errno.EINVAL, f"domain {self.domid} is dying")
-        limit = min(self.max_ports + 1, self._delivery.max_ports)
+        limit = min(self.max_ports, self._delivery.max_ports)
         number = self._first_free
         passed_over = False
         while number < limit:
@@ -222,6 +223,10 @@ class PortTable:
         entry = self._entry(port)
         if entry.state != CLOSED:
             self._delivery.unmask(entry)
+
+    def check_port(self, port: int) -> None:
+        """Raise XenError(EINVAL) for a number beyond the table; one within may be closed."""
+        self._entry(port)
 
     def is_pending(self, port: int) -> bool:
         """Tell whether an event is pending on a port, masked or not. Raises XenError(EINVAL)."""
