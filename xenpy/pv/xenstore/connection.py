@@ -103,13 +103,11 @@ class Connection:
         self.outstanding += 1
 
     def event(self, watch: Watch, path: str) -> None:
-        """Queue a watch event; an unprivileged client's event that already waits unread is not queued again."""
+        """Queue a watch event, unless the same waits unread: the client will look after it anyway."""
         data = encode_event(path.encode("latin-1"), watch.token)
-        if not self.caller.privileged:
-            if data in self._queued_events or self.store.memory_exhausted(self.caller):
-                return
+        if data not in self._queued_events and not self.store.memory_exhausted(self.caller):
             self._queued_events.add(data)
-        self._queue(data, is_event=True)
+            self._queue(data, is_event=True)
 
     def _queue(self, data: bytes, *, is_event: bool) -> None:
         if self.closed:
@@ -122,14 +120,9 @@ class Connection:
 
     # Paths
 
-    @property
-    def path_max(self) -> int | None:
-        """The quota on a path's length, None if this caller has none."""
-        return None if self.caller.privileged else self.store.quotas.path_max or None
-
     def path(self, raw: bytes) -> str:
         """Return the absolute path that the client means."""
-        return absolute(raw, self.home, self.path_max)
+        return absolute(raw, self.home, self.store.quotas.path_max)
 
     # Transactions
 
@@ -160,7 +153,7 @@ class Connection:
 
     def watch(self, raw_path: bytes, token: bytes, depth: int | None) -> None:
         """Add a watch."""
-        path = watchable(raw_path, self.home, self.path_max)
+        path = watchable(raw_path, self.home, self.store.quotas.path_max)
         if (path, token) in self.watches:
             raise XenError(Errno.EEXIST, path)
         usage = self.store.accounts.of(self.caller.domid)
@@ -175,7 +168,7 @@ class Connection:
 
     def unwatch(self, raw_path: bytes, token: bytes) -> None:
         """Remove a watch, or raise ENOENT."""
-        path = watchable(raw_path, self.home, self.path_max)
+        path = watchable(raw_path, self.home, self.store.quotas.path_max)
         watch = self.watches.pop((path, token), None)
         if watch is None:
             raise XenError(Errno.ENOENT, path)

@@ -27,32 +27,33 @@ def domain_path(domid: int) -> str:
     return f"/local/domain/{domid}"
 
 
-def absolute(raw: bytes, home: str, path_max: int | None = None) -> str:
+def absolute(raw: bytes, home: str, path_max: int = 0) -> str:
     """Return the absolute path that a client means, or raise EINVAL.
 
-    `home` is the client's domain path; `path_max` limits the length within a domain's home, in characters.
+    `home` is the client's domain path; `path_max` limits the length within a domain's home, in characters, unless 0.
     """
     path = raw.decode("latin-1")
+    special = path.startswith("@")
     if not path.startswith("/"):
         path = f"{home}/{path}"
-    if not _ABSOLUTE.fullmatch(path):
+    if special or not _ABSOLUTE.fullmatch(path):
         raise XenError(Errno.EINVAL, f"malformed path {path[:80]!r}")
     check_length(path, path_max)
     return path
 
 
-def check_length(path: str, path_max: int | None) -> None:
+def check_length(path: str, path_max: int) -> None:
     """Raise EINVAL if a path is too long."""
     if len(path) > XENSTORE_ABS_PATH_MAX:
         raise XenError(Errno.EINVAL, f"path of {len(path)} characters, at most {XENSTORE_ABS_PATH_MAX}")
-    if path_max is not None:
+    if path_max:
         prefix = _DOMAIN_PREFIX.match(path)
         length = len(path) - (prefix.end() if prefix else 0)
         if length > path_max:
             raise XenError(Errno.EINVAL, f"path of {length} characters, at most {path_max} by quota")
 
 
-def watchable(raw: bytes, home: str, path_max: int | None = None) -> str:
+def watchable(raw: bytes, home: str, path_max: int = 0) -> str:
     """Return the absolute path or the special name that a WATCH means, or raise EINVAL."""
     if not raw.startswith(b"@"):
         return absolute(raw, home, path_max)

@@ -15,7 +15,7 @@ UNLIMITED = 1 << 62
 
 @dataclass(slots=True)
 class Quotas:
-    """Limits per unprivileged domain; 0 switches a limit off.
+    """Limits per unprivileged domain, `path_max` for everybody; 0 switches a limit off.
 
     `node_size` and `memory` are in bytes, `path_max` in characters, `transaction_nodes` per transaction,
     `permissions` per node, `outstanding` in requests whose replies the domain has not fetched.

@@ -168,16 +168,18 @@ def set_perms(request: Request) -> bytes:
     if not texts:
         raise XenError(Errno.EINVAL, "no permissions")
     store = request.connection.store
+    tree.check_count(request.caller, len(texts), store.quotas.limits())
     perms: Perms = tuple(Perm.parse(text) for text in texts)
     name = path.decode("latin-1")
-    if name in SPECIAL_PATHS and request.caller.privileged:
+    if name in SPECIAL_PATHS:
+        if not request.caller.access(store.special_perms[name]) & Access.OWNER:
+            raise XenError(Errno.EINVAL, name)
         _all_exist(request, perms)
         store.special_perms[name] = perms
         return OK
     _allocating(request)
     absolute = request.connection.path(path)
-    if request.caller.privileged:
-        _all_exist(request, perms)
+    _all_exist(request, perms)
     tree.set_perms(request.view, request.caller, absolute, perms, store.quotas.limits())
     return OK
 
@@ -215,7 +217,7 @@ def unwatch(request: Request) -> bytes:
     return OK
 
 
-@handles(MsgType.XS_RESET_WATCHES, transactional=False)
+@handles(MsgType.XS_RESET_WATCHES)
 def reset_watches(request: Request) -> bytes:
     """Drop the caller's watches and transactions."""
     request.connection.reset()

@@ -74,9 +74,11 @@ class Ring:
             self._notify()
 
     def detach(self) -> None:
-        """Leave the page alone from now on; idempotent."""
+        """Leave the page alone from now on and let go of it; idempotent."""
         with self._store.guard:
             self.connection.close()
+            self._words.release()
+            self._bytes.release()
 
     def _work(self) -> bool:
         """Move requests in and replies out; return whether the guest has to be told."""

@@ -125,12 +125,15 @@ class Xenstore(Client):
             self.domains.setdefault(domid, DomainEntry())
 
     def introduce(self, domid: int, connection: Connection | None = None) -> None:
-        """Connect a domain and fire @introduceDomain; again for a known one replaces its connection silently."""
+        """Connect a domain and fire @introduceDomain; one that is connected only loses its watches and transactions."""
         with self.guard:
             entry = self.domains.setdefault(domid, DomainEntry())
             known, entry.introduced = entry.introduced, True
-            if entry.connection is not connection and entry.connection is not None:
-                entry.connection.close()
+            if entry.connection is not None:
+                if entry.connection is connection:
+                    entry.connection.restart()
+                else:
+                    entry.connection.close()
             entry.connection = connection
             if connection is not None:
                 connection.caller.target = entry.target
@@ -158,14 +161,24 @@ class Xenstore(Client):
         with self.guard:
             self.domains[domid].shut_down = False
 
-    def release(self, domid: int) -> None:
-        """Forget a domain: its connection, its nodes with all below them, its permissions; fire @releaseDomain."""
+    def forget(self, domid: int) -> None:
+        """Release a domain that no longer exists, so that permissions cannot name it any more."""
         with self.guard:
-            entry = self.domains.pop(domid, None)
+            self.release(domid)
+            self.domains.pop(domid, None)
+
+    def release(self, domid: int) -> None:
+        """Disconnect a domain, drop its nodes with all below them and its permissions, fire @releaseDomain."""
+        with self.guard:
+            entry = self.domains.get(domid)
             if entry is None:
                 return
+            introduced, entry.introduced = entry.introduced, False
+            entry.shut_down = False
+            entry.target = None
             if entry.connection is not None:
                 entry.connection.close()
+                entry.connection = None
             self._remove_nodes_of(domid)
             for other in self.domains.values():
                 if other.target == domid:
@@ -173,7 +186,7 @@ class Xenstore(Client):
                     if other.connection is not None:
                         other.connection.caller.target = None
             self.accounts.forget(domid)
-            if entry.introduced:
+            if introduced:
                 self._fire_special(RELEASE_DOMAIN, domid)
 
     def _fire_special(self, name: str, domid: int) -> None:
@@ -181,16 +194,19 @@ class Xenstore(Client):
         self.watches.deliver()
 
     def _remove_nodes_of(self, domid: int) -> None:
-        """Remove what a domain owns and make its other permission entries stale."""
+        """Remove what a domain owns, but the root, and make its other permission entries stale."""
+        owner, *others = self.tree.nodes["/"].perms
+        if owner.domid == domid:
+            self.set_perms("/", (owner._replace(domid=DOM0), *others))
         stack = ["/"]
         while stack:
             path = stack.pop()
             node = self.tree.nodes[path]
-            if node.perms[0].domid == domid and path != "/":
+            if node.perms[0].domid == domid:
                 tree.remove_subtree(self.tree, path, node)
                 continue
             if any(perm.domid == domid for perm in node.perms):
-                self.tree.modify(path, node).perms = _without(node.perms, domid)
+                self.tree.unshared(path, node).perms = _without(node.perms, domid)
             stack += [join(path, name) for name in reversed(node.children)]
         for name, perms in self.special_perms.items():
             self.special_perms[name] = _without(perms, domid)

@@ -85,7 +85,7 @@ def introduce_domain(store: Xenstore, params: DomainParams, connection: Connecti
 
 
 def release_domain(store: Xenstore, domid: int) -> None:
-    """Remove a domain's tree, its backends' halves included, and release it."""
+    """Remove a domain's tree, its backends' halves included, and forget it."""
 
     def remove(client: Client) -> None:
         home = domain_path(domid)
@@ -100,7 +100,7 @@ def release_domain(store: Xenstore, domid: int) -> None:
         client.rm(home)
 
     store.atomically(remove)
-    store.release(domid)
+    store.forget(domid)
 
 
 def _write_tree(client: Client, params: DomainParams) -> None:

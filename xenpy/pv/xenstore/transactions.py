@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xenpy.errors import Errno, XenError
-from xenpy.pv.xenstore.quota import Accounts, exceeded
 from xenpy.pv.xenstore.tree import DOM0, DOM0_ONLY, Node, Perms
 
 if TYPE_CHECKING:
+    from xenpy.pv.xenstore.quota import Accounts
     from xenpy.pv.xenstore.watches import WatchTable
 
 
@@ -33,10 +33,15 @@ class LiveTree:
         return self.nodes.get(path)
 
     def modify(self, path: str, node: Node) -> Node:
-        """Return the node, or a copy of one that a transaction looks at, with a new generation."""
-        if node.shared:
-            node = node.copy()
+        """Return the node for changing, with a new generation."""
+        node = self.unshared(path, node)
         self.insert(path, node)
+        return node
+
+    def unshared(self, path: str, node: Node) -> Node:
+        """Return the node, or put a copy in the place of one that a transaction looks at."""
+        if node.shared:
+            node = self.nodes[path] = node.copy()
         return node
 
     def insert(self, path: str, node: Node) -> None:
@@ -61,11 +66,14 @@ class LiveTree:
         """Return how many nodes a domain owns."""
         return self.accounts.of(domid).nodes
 
+    def spoil(self) -> None:
+        """Do nothing: a change either succeeds or leaves the live tree as it was."""
+
 
 class _Access:
     """A node as the transaction sees it, and the generation it had when first seen (None: it did not exist)."""
 
-    __slots__ = ("event", "exact", "modified", "node", "old_perms", "own", "seen")
+    __slots__ = ("event", "exact", "modified", "node", "own", "seen")
 
     def __init__(self, node: Node | None) -> None:
         self.seen: int | None = None
@@ -77,7 +85,6 @@ class _Access:
         self.modified = False
         self.event = False
         self.exact = False
-        self.old_perms: Perms = DOM0_ONLY
 
 
 class Transaction:
@@ -91,11 +98,14 @@ class Transaction:
         self._max_nodes = max_nodes
         self._accessed: dict[str, _Access] = {}
         self._charges: dict[int, list[int]] = {}
+        self._spoiled = False
 
     def _access(self, path: str) -> _Access:
         access = self._accessed.get(path)
         if access is None:
-            exceeded(Errno.ENOSPC, self._max_nodes, len(self._accessed), "nodes in a transaction")
+            if self._max_nodes and len(self._accessed) >= self._max_nodes:
+                self.spoil()
+                raise XenError(Errno.ENOSPC, f"quota: {self._max_nodes} nodes in a transaction")
             access = self._accessed[path] = _Access(self._tree.nodes.get(path))
         return access
 
@@ -123,12 +133,11 @@ class Transaction:
         access.own = access.node = None
         access.modified = True
 
-    def changed(self, path: str, old_perms: Perms, *, exact: bool = False) -> None:
+    def changed(self, path: str, _old_perms: Perms, *, exact: bool = False) -> None:
         """Remember an event for the commit; of several on one node the last decides."""
         access = self._access(path)
         access.event = True
         access.exact = exact
-        access.old_perms = old_perms
 
     def charge(self, domid: int, nodes: int, size: int) -> None:
         """Account within this view."""
@@ -140,13 +149,20 @@ class Transaction:
         """Return how many nodes a domain would own."""
         return self._tree.nodes_of(domid) + self._charges.get(domid, (0, 0))[0]
 
+    def spoil(self) -> None:
+        """Let the commit fail."""
+        self._spoiled = True
+
     def commit(self) -> None:
-        """Apply everything, or raise EAGAIN if a node that was touched has changed since."""
+        """Apply everything; raise EAGAIN if a node that was touched has changed since, ENOMEM if a change had failed."""
+        if self._spoiled:
+            raise XenError(Errno.ENOMEM, "a change in the transaction had failed")
         nodes = self._tree.nodes
         for path, access in self._accessed.items():
             current = nodes.get(path)
             if (None if current is None else current.generation) != access.seen:
                 raise XenError(Errno.EAGAIN, path)
+        old_perms = {path: nodes[path].perms for path, access in self._accessed.items() if access.seen is not None}
         for path, access in self._accessed.items():
             if access.modified:
                 if access.node is not None:
@@ -156,5 +172,8 @@ class Transaction:
         for domid, (count, size) in self._charges.items():
             self._tree.charge(domid, count, size)
         for path, access in self._accessed.items():
-            if access.event:
-                self._tree.changed(path, access.old_perms, exact=access.exact)
+            if access.event and access.node is not None:
+                perms = old_perms.get(path, access.node.perms)
+                self._tree.watches.fire(self._tree, path, perms, exact=access.exact)
+            elif access.event and access.seen is not None:
+                self._tree.watches.fire_removed(path, old_perms[path], exact=access.exact)

@@ -15,7 +15,10 @@ from xenpy.errors import Errno, XenError
 from xenpy.pv.xenstore.paths import join, leaf, parent
 
 DOM0 = 0
-DOMID_MAX = 0xFFFF
+
+# What a permission, and a node besides its parts, count against quotas in bytes: as in xenstored 4.17.
+PERM_SIZE = 8
+NODE_OVERHEAD = 24
 
 _PERM = re.compile(rb"([nrwb])([0-9]{1,10})")
 
@@ -107,11 +110,9 @@ class Node:
     @property
     def size(self) -> int:
         """Bytes that count against the quota on a node's size."""
-        return len(self.value) + PERM_SIZE * len(self.perms) + sum(len(name) + 1 for name in self.children)
-
-
-PERM_SIZE = 8
-NODE_OVERHEAD = 24
+        return (
+            NODE_OVERHEAD + len(self.value) + PERM_SIZE * len(self.perms) + sum(len(name) + 1 for name in self.children)
+        )
 
 
 class View(Protocol):
@@ -138,6 +139,9 @@ class View(Protocol):
     def nodes_of(self, domid: int) -> int:
         """Return how many nodes a domain owns in this view."""
 
+    def spoil(self) -> None:
+        """Note that a change failed for lack of room: a transaction of which a part is missing must not commit."""
+
 
 class Limits(NamedTuple):
     """What an unprivileged caller is held to."""
@@ -152,18 +156,18 @@ def find(view: View, caller: Caller, path: str, access: Access) -> Node:
     node = view.lookup(path)
     if node is not None:
         if caller.access(node.perms) & access != access:
-            raise XenError(Errno.EACCES, path)
+            raise _denied(view, path)
         return node
     raise XenError(absence(view, caller, path, access), path)
 
 
 def absence(view: View, caller: Caller, path: str, access: Access) -> Errno:
-    """Return the errno for a path that does not exist: its nearest ancestor's permissions decide."""
+    """Return the errno for a path that does not exist: any of the rights asked for, on its nearest ancestor, will do."""
     while path != "/":
         path = parent(path)
         node = view.lookup(path)
         if node is not None:
-            return Errno.ENOENT if caller.access(node.perms) & access == access else Errno.EACCES
+            return Errno.ENOENT if caller.access(node.perms) & access else Errno.EACCES
     return Errno.EIO
 
 
@@ -174,10 +178,10 @@ def write(view: View, caller: Caller, path: str, value: bytes, limits: Limits) -
         create(view, caller, path, value, limits)
         return
     if not caller.access(node.perms) & Access.WRITE:
-        raise XenError(Errno.EACCES, path)
+        raise _denied(view, path)
     grown = len(value) - len(node.value)
     if not caller.privileged and node.size + grown >= limits.node_size:
-        raise XenError(Errno.ENOSPC, f"{path}: node size")
+        raise _no_room(view, f"{path}: node size")
     node = view.modify(path, node)
     node.value = value
     view.charge(node.perms[0].domid, 0, grown)
@@ -190,7 +194,7 @@ def mkdir(view: View, caller: Caller, path: str, limits: Limits) -> None:
     if node is None:
         create(view, caller, path, b"", limits)
     elif not caller.access(node.perms) & Access.WRITE:
-        raise XenError(Errno.EACCES, path)
+        raise _denied(view, path)
 
 
 def create(view: View, caller: Caller, path: str, value: bytes, limits: Limits) -> None:
@@ -206,11 +210,11 @@ def create(view: View, caller: Caller, path: str, value: bytes, limits: Limits) 
     perms = ancestor.perms
     if not caller.privileged:
         perms = (Perm(caller.domid, perms[0].access), *perms[1:])
-        size = len(value) + PERM_SIZE * len(perms)
+        size = NODE_OVERHEAD + len(value) + PERM_SIZE * len(perms)
         if size >= limits.node_size or ancestor.size + len(leaf(missing[-1])) + 1 >= limits.node_size:
-            raise XenError(Errno.ENOSPC, f"{path}: node size")
+            raise _no_room(view, f"{path}: node size")
         if view.nodes_of(caller.domid) + len(missing) > limits.nodes:
-            raise XenError(Errno.ENOSPC, f"{path}: number of nodes")
+            raise _no_room(view, f"{path}: number of nodes")
     view.modify(top, ancestor).children[leaf(missing[-1])] = None
     for below, here in zip([None, *missing], missing, strict=False):
         children = {} if below is None else {leaf(below): None}
@@ -222,8 +226,6 @@ def create(view: View, caller: Caller, path: str, value: bytes, limits: Limits) 
 
 def remove(view: View, caller: Caller, path: str) -> None:
     """Remove a node and all below it; an absent node is well if its parent exists."""
-    if path == "/":
-        raise XenError(Errno.EINVAL, "the root cannot be removed")
     node = view.lookup(path)
     if node is None:
         error = absence(view, caller, path, Access.WRITE)
@@ -231,7 +233,13 @@ def remove(view: View, caller: Caller, path: str) -> None:
             return
         raise XenError(error, path)
     if not caller.access(node.perms) & Access.WRITE:
-        raise XenError(Errno.EACCES, path)
+        raise _denied(view, path)
+    if path == "/":
+        raise XenError(Errno.EINVAL, "the root cannot be removed")
+    holder = view.lookup(parent(path))
+    if holder is None or leaf(path) not in holder.children:
+        # A transaction that saw one of the two before somebody else's change; it will not commit.
+        raise XenError(Errno.EINVAL if holder is None else Errno.EIO, f"{path}: not a child of its parent")
     remove_subtree(view, path, node)
 
 
@@ -253,24 +261,43 @@ def remove_subtree(view: View, path: str, node: Node) -> None:
             continue
         below = join(here, name)
         child = view.lookup(below)
-        if child is not None:
-            stack.append((below, child, iter(tuple(child.children))))
+        if child is None:
+            # A transaction that saw this list of children before somebody else removed one; it will not commit.
+            raise XenError(Errno.EIO, f"{below}: listed but absent")
+        stack.append((below, child, iter(tuple(child.children))))
+
+
+def check_count(caller: Caller, count: int, limits: Limits) -> None:
+    """Raise ENOSPC if these are more permissions than the caller may give a node."""
+    if not caller.privileged and count > limits.permissions:
+        raise XenError(Errno.ENOSPC, f"{count} permissions")
 
 
 def set_perms(view: View, caller: Caller, path: str, perms: Perms, limits: Limits) -> None:
     """Replace a node's permissions; only a privileged caller may give it another owner."""
+    check_count(caller, len(perms), limits)
     node = find(view, caller, path, Access.WRITE | Access.OWNER)
-    if not caller.privileged:
-        if len(perms) > limits.permissions:
-            raise XenError(Errno.ENOSPC, f"{path}: {len(perms)} permissions")
-        if perms[0].domid != node.perms[0].domid:
-            raise XenError(Errno.EPERM, f"{path}: change of owner")
+    if not caller.privileged and perms[0].domid != node.perms[0].domid:
+        raise XenError(Errno.EPERM, f"{path}: change of owner")
+    if not caller.privileged and node.size + PERM_SIZE * (len(perms) - len(node.perms)) >= limits.node_size:
+        raise _no_room(view, f"{path}: node size")
     node = view.modify(path, node)
     old, before = node.perms, _weight(path, node)
     node.perms = perms
     view.charge(old[0].domid, -1, -before)
     view.charge(perms[0].domid, 1, _weight(path, node))
     view.changed(path, old)
+
+
+def _denied(view: View, path: str) -> XenError:
+    """Look at the parent too: as in xenstored, a transaction that met a refusal conflicts with changes of the parent."""
+    view.lookup(parent(path))
+    return XenError(Errno.EACCES, path)
+
+
+def _no_room(view: View, reason: str) -> XenError:
+    view.spoil()
+    return XenError(Errno.ENOSPC, reason)
 
 
 def _weight(path: str, node: Node) -> int:

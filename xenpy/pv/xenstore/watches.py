@@ -74,17 +74,26 @@ class WatchTable:
 
         An unprivileged watcher hears of it if it could read the node before, or can now, or can read its parent.
         """
-        matching = self._by_path.get(path, [])
+        for watch in self._matching(path, exact=exact):
+            if _permitted(view, watch.sink.caller, path, old_perms):
+                self._pending.append((watch, path))
+
+    def fire_removed(self, path: str, old_perms: Perms, *, exact: bool) -> None:
+        """Queue the events of a removal by a transaction, which only those hear of who could read the node before."""
+        for watch in self._matching(path, exact=exact):
+            if watch.sink.caller.access(old_perms) & Access.READ:
+                self._pending.append((watch, path))
+
+    def _matching(self, path: str, *, exact: bool) -> list[Watch]:
+        """Return the watches that a change at `path` concerns, in the order of their setting."""
+        matching = list(self._by_path.get(path, ()))
         if not exact:
-            matching = list(matching)
             above = path
             while above != "/":
                 above = parent(above)
                 matching += self._by_path.get(above, ())
             matching.sort(key=_order)
-        for watch in matching:
-            if watch.covers(path) and _permitted(view, watch.sink.caller, path, old_perms):
-                self._pending.append((watch, path))
+        return [watch for watch in matching if watch.depth is None or watch.covers(path)]
 
     def fire_special(self, name: str, domid: int, perms: Perms) -> None:
         """Queue the events of @introduceDomain or @releaseDomain; a depth of 1 asks for the domid."""
