@@ -30,6 +30,7 @@ _LEAF1_ECX_MONITOR: Final = 1 << 3
 _LEAF1_ECX_HYPERVISOR: Final = 1 << 31
 _LEAF1_EDX_HTT: Final = 1 << 28
 _LEAF_PMU: Final = 0xA
+_LEAF_XSAVE: Final = 0xD
 _LEAF_TOPOLOGY: Final = (0xB, 0x1F)
 _LEVEL_THREAD: Final = 1
 _LEVEL_CORE: Final = 2
@@ -86,6 +87,14 @@ def xen_leaves(
         (XEN_BASE + 5, 0, 1, (0, 0 if hvm else ADDRESS_BITS, 0, 0)),
     ]
     return leaves
+
+
+def xcr0_features(host: Sequence[CpuidEntry]) -> int:
+    """Return the XCR0 bits that a guest may set, 0 without XSAVE."""
+    for leaf, subleaf, _, (eax, _, _, edx) in host:
+        if leaf == _LEAF_XSAVE and subleaf == 0:
+            return edx << 32 | eax
+    return 0
 
 
 def policy(

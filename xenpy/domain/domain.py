@@ -109,6 +109,9 @@ class Domain:
             vcpu = Vcpu(self, vcpu_id)
             khz = vcpu.kvm.tsc_khz()
             vcpu.kvm.set_cpuid(cpuid.policy(host_leaves, self.version, self.domid, vcpu_id, vcpus, khz))
+            # Emulated SVM hosts do not tell KVM of a guest's XSETBV, and CPUID would go on reporting the size for XCR0 = 1.
+            if features := cpuid.xcr0_features(host_leaves):
+                vcpu.kvm.set_xcr0(features)
             self.vcpus.append(vcpu)
         make_first(self.vcpus[0].kvm, pvh_entry(self.entry, self.start_info))
 

@@ -34,7 +34,8 @@ DEBUG_PORT: Final = 0xE9
 
 _RFLAGS_IF: Final = 1 << 9
 _INTERRUPT_RETRY_NS: Final = 200_000
-_LAPIC_RETRY_NS: Final = 5_000_000
+_LAPIC_RETRY_NS: Final = 1_000_000
+_LAPIC_RETRY_MAX_NS: Final = 256_000_000
 PIT_PORT: Final = 0x42
 """Reads as 0, not as all ones like other ports that nothing answers: Linux waits for this counter to run down, and gives up at once when
 it does not start at 255, instead of after 100,000 exits."""
@@ -67,7 +68,10 @@ class Vcpu:
         self._poll_ports: frozenset[int] = frozenset()
         self._woken = False
         self._callback_pending = False
-        self._upcall_dropped = False
+        self._upcall_doubtful = False
+        self._lapic_retry_ns = _LAPIC_RETRY_NS
+        self._retry_at: int | None = None
+        self._timer_cost_ns = 1
         self.thread: threading.Thread | None = None
         self.idle_probe: Callable[[], None] | None = None
         self.exits = 0
@@ -148,10 +152,13 @@ class Vcpu:
             self.domain.wait_unpaused()
         with self.domain.host.lock:
             self._woken = False
-            self.timers.expire()
+            started = self.domain.clock.now()
+            if self.timers.expire():
+                # The guest's setting the next timer costs about as much again.
+                self._timer_cost_ns = 2 * (self.domain.clock.now() - started)
             self._rearm()
             self.account.publish()
-        if self._upcall_dropped:
+        if self._upcall_doubtful:
             self._retry_upcall()
         if self._callback_pending:
             self._try_callback()
@@ -159,9 +166,18 @@ class Vcpu:
             self.idle_probe()
 
     def _rearm(self) -> None:
-        """Have a kick come when the next timer is due."""
+        """Have a kick come when the next timer, or the next try to deliver an upcall, is due.
+
+        The guest is let run for at least as long as the last timer kept us busy: on a slow host a guest that asks for a tick every
+        millisecond would otherwise get nothing done between two.
+        """
         deadline = self.timers.next_deadline()
-        self.kvm.kick_after(None if deadline is None else max(1, deadline - self.domain.clock.now()))
+        if self._retry_at is not None:
+            deadline = self._retry_at if deadline is None else min(deadline, self._retry_at)
+        if deadline is None:
+            self.kvm.kick_after(None)
+        else:
+            self.kvm.kick_after(max(self._timer_cost_ns, deadline - self.domain.clock.now()))
 
     # -- exits --------------------------------------------------------------------------------------------------------
 
@@ -202,7 +218,10 @@ class Vcpu:
         domain = self.domain
         call = Call(domain, self, number, args, wide=wide, checkpoint=self._checkpoint)
         with domain.host.lock:
-            return domain.dispatch(call)
+            result = domain.dispatch(call)
+        if self._upcall_doubtful:
+            self._retry_upcall()
+        return result
 
     def _checkpoint(self) -> None:
         """Let others have the lock during a long hypercall, and end it if the domain is going."""
@@ -397,7 +416,7 @@ class Vcpu:
         """Deliver upcalls as this vector through the LAPIC."""
         self.upcall_vector = vector
         if self.event_pending():
-            self.upcall()
+            self._doubt_upcall()
 
     def upcall(self) -> None:
         """Get the guest to look at its pending events. Under the host's lock, from any thread."""
@@ -406,23 +425,32 @@ class Vcpu:
             self._wake.notify_all()
         if self.upcall_vector:
             if not self.domain.vm.signal_msi(self.apic_id, self.upcall_vector):
-                # The LAPIC is not enabled yet and drops interrupts, where Xen's would keep them: try again.
-                self._upcall_dropped = True
-                self.kvm.kick()
+                self._doubt_upcall()
         elif self.domain.callback_vector:
             self._callback_pending = not self.domain.kvm_xen
             self.kvm.kick()
 
+    def _doubt_upcall(self) -> None:
+        self._upcall_doubtful = True
+        self._lapic_retry_ns = _LAPIC_RETRY_NS
+        self.kvm.kick()
+
     def _retry_upcall(self) -> None:
-        """Deliver an upcall that the LAPIC dropped, or look again a little later; a vCPU that halts for good is let sleep."""
-        if (
-            self.event_pending()
-            and not self.is_halted_for_good()
-            and not self.domain.vm.signal_msi(self.apic_id, self.upcall_vector)
-        ):
-            self.kvm.kick_after(_LAPIC_RETRY_NS)
+        """Send a doubtful upcall's interrupt again, later and later, until the guest has seen it.
+
+        A LAPIC that is not enabled drops interrupts, and INIT clears those it has accepted. A vCPU that halts for good is let sleep.
+        """
+        if self.event_pending() and not self._halts_uninterruptibly():
+            self.domain.vm.signal_msi(self.apic_id, self.upcall_vector)
+            self._retry_after(self._lapic_retry_ns)
+            self._lapic_retry_ns = min(2 * self._lapic_retry_ns, _LAPIC_RETRY_MAX_NS)
         else:
-            self._upcall_dropped = False
+            self._upcall_doubtful = False
+            self._retry_after(None)
+
+    def _retry_after(self, delay_ns: int | None) -> None:
+        self._retry_at = None if delay_ns is None else self.domain.clock.now() + delay_ns
+        self._rearm()
 
     def _try_callback(self) -> None:
         """Inject the callback vector as Xen does: past the LAPIC, as soon as the guest takes interrupts, without an EOI."""
@@ -433,8 +461,9 @@ class Vcpu:
         events = self.kvm.get_events()
         blocked = events.interrupt.shadow or events.interrupt.injected or events.exception.injected
         if not self.kvm.regs.rflags & _RFLAGS_IF or blocked:
-            self.kvm.kick_after(_INTERRUPT_RETRY_NS)
+            self._retry_after(_INTERRUPT_RETRY_NS)
             return
+        self._retry_after(None)
         events.interrupt.injected = 1
         events.interrupt.nr = vector
         events.interrupt.soft = 0
@@ -447,10 +476,12 @@ class Vcpu:
 
     def is_halted_for_good(self) -> bool:
         """Tell whether the vCPU halts with interrupts off, or was never started. In its own thread."""
-        state = self.kvm.get_mp_state()
-        if state in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED):
-            return True
-        return state == MpState.HALTED and not self.kvm.regs.rflags & _RFLAGS_IF
+        return (
+            self.kvm.get_mp_state() in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED) or self._halts_uninterruptibly()
+        )
+
+    def _halts_uninterruptibly(self) -> bool:
+        return self.kvm.get_mp_state() == MpState.HALTED and not self.kvm.regs.rflags & _RFLAGS_IF
 
     def close(self) -> None:
         """Wait for the thread and free the vCPU."""

@@ -88,17 +88,18 @@ class VcpuTimers:
             return self.singleshot
         return self._next_period if self.singleshot is None else min(self.singleshot, self._next_period)
 
-    def expire(self) -> None:
-        """Raise VIRQ_TIMER if a timer is due."""
+    def expire(self) -> bool:
+        """Raise VIRQ_TIMER if a timer is due; tell whether one was."""
         deadline = self.next_deadline()
         if deadline is None:
-            return
+            return False
         now = self.clock.now()
         if deadline > now:
-            return
+            return False
         if self.singleshot is not None and self.singleshot <= now:
             self.singleshot = None
         if self.period and self._next_period <= now:
             # Ticks that were missed while the vCPU did not run are not made up for.
             self._next_period += ((now - self._next_period) // self.period + 1) * self.period
         self._evtchn.raise_virq(VIRQ.TIMER, self._vcpu_id)
+        return True
