@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import select
@@ -56,6 +57,7 @@ class Oracle:
         self.folder = folder
         self.socket_path = folder / "socket"
         self._ports: dict[int, int] = {}
+        self._free_ports = itertools.count(FIRST_GUEST_PORT)
         self._transports: list[Transport] = []
         self._pages: list[mmap.mmap] = []
         (folder / "ring-0").write_bytes(bytes(mmap.PAGESIZE))
@@ -95,7 +97,7 @@ class Oracle:
         path.write_bytes(bytes(mmap.PAGESIZE))
         with path.open("r+b") as file:
             page = mmap.mmap(file.fileno(), mmap.PAGESIZE)
-        port = self._ports[domid] = FIRST_GUEST_PORT + len(self._ports)
+        port = self._ports[domid] = next(self._free_ports)
         ring = GuestRing(memoryview(page), lambda: self.send_event(port), self.wait_notification)
         self._transports.append(ring)
         self._pages.append(page)

@@ -73,6 +73,7 @@ class Generator:
 
     random: Random
     lifecycle: bool = True
+    transactions: bool = True
     open: dict[str, list[int]] = field(default_factory=lambda: {actor: [] for actor in ACTORS})
 
     def path(self, actor: str) -> bytes:
@@ -112,6 +113,8 @@ class Generator:
             return self.life()
         if random.random() < 0.01 and kind in WELL_KNOWN_REFUSALS:
             return Op(actor, kind, random.choice(MALFORMED), self.tx(actor))
+        if kind == MsgType.XS_TRANSACTION_START and not self.transactions:
+            kind = MsgType.XS_RM
         path = self.path(actor) + b"\0"
         tx = self.tx(actor)
         match kind:
@@ -127,7 +130,7 @@ class Generator:
                 payload = path + b"%d\0" % random.choice((0, 0, 1, 2, 5, 100))
             case MsgType.XS_WATCH | MsgType.XS_UNWATCH:
                 target = random.choice(SPECIAL).encode() + b"\0" if random.random() < 0.15 else path
-                payload = (target if target != b"\0" else b"/s\0") + random.choice(TOKENS) + b"\0"
+                payload = target + random.choice(TOKENS) + b"\0"
             case MsgType.XS_TRANSACTION_START:
                 return Op(actor, kind, b"\0", tx if random.random() < 0.05 else 0)
             case MsgType.XS_TRANSACTION_END:
@@ -165,8 +168,8 @@ class Generator:
         self.open[actor].append(tx)
 
 
-# Not in the test: payloads without a final NUL, `@` names in requests other than watches, UNWATCH of a malformed path. There
-# the reference answers with whatever errno an earlier request left behind, and aborts if that is 0.
+# Not in the test: payloads without a final NUL, and `@` names in requests other than watches. There the reference answers with
+# whatever errno an earlier request left behind, and aborts if that is 0.
 WELL_KNOWN_REFUSALS = {
     MsgType.XS_READ,
     MsgType.XS_DIRECTORY,
@@ -176,6 +179,7 @@ WELL_KNOWN_REFUSALS = {
     MsgType.XS_RM,
     MsgType.XS_WRITE,
     MsgType.XS_WATCH,
+    MsgType.XS_UNWATCH,
     MsgType.XS_SET_PERMS,
     MsgType.XS_CONTROL,
 }
@@ -272,8 +276,10 @@ class Runner:
         while stack:
             path = stack.pop()
             kinds = (MsgType.XS_READ, MsgType.XS_GET_PERMS, MsgType.XS_DIRECTORY)
-            found[path] = tuple(client.request(kind, path + b"\0").payload for kind in kinds)
-            stack += [path.rstrip(b"/") + b"/" + name for name in found[path][2].split(b"\0") if name]
+            value, perms, children = (client.request(kind, path + b"\0") for kind in kinds)
+            found[path] = (value.payload, perms.payload, children.payload)
+            if children.type != MsgType.XS_ERROR:
+                stack += [path.rstrip(b"/") + b"/" + name for name in children.payload.split(b"\0") if name]
         return found
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xs_peers import Client, GuestRing
+
 from xenpy.errors import Errno, XenError
 from xenpy.pv.xenstore import Ring, Xenstore
 from xenpy.pv.xenstore.ring import PAGE_SIZE
 
 if TYPE_CHECKING:
     from xenpy.pv.xenstore import Quotas
-
-FIRST_GUEST_PORT = 16
 
 
 class DirectTransport:
@@ -48,8 +47,8 @@ class Subject:
 
     def __init__(self, quotas: Quotas | None = None) -> None:
         self.store = Xenstore(quotas=quotas, hooks=self)
+        self._shut_down: set[int] = set()
         self._pages: dict[int, memoryview] = {}
-        self._ports: dict[int, int] = {}
         self._rings: dict[int, Ring] = {}
 
     def connect(self, name: str) -> Client:
@@ -57,18 +56,17 @@ class Subject:
 
     def create(self, domid: int) -> Client:
         self._pages[domid] = memoryview(bytearray(PAGE_SIZE))
-        self._ports[domid] = FIRST_GUEST_PORT + len(self._ports)
         self.store.add_domain(domid)
         return Client(GuestRing(self._pages[domid], lambda: self._event(domid), _no_answer), f"dom{domid}")
 
     def port(self, domid: int) -> int:
-        return self._ports[domid]
+        return domid
 
     def _event(self, domid: int) -> None:
         if domid in self._rings:
             self._rings[domid].on_event()
 
-    def introduce(self, domid: int, gfn: int, port: int) -> None:
+    def introduce(self, domid: int, _gfn: int, _port: int) -> None:
         """Connect a ring, as INTRODUCE asks."""
         if domid not in self._pages:
             raise XenError(Errno.ENOENT, f"no domain {domid}")
@@ -82,16 +80,26 @@ class Subject:
         self._rings.pop(domid).detach()
 
     def shutdown(self, domid: int) -> None:
-        self.store.domain_shutdown(domid)
+        self._shut_down.add(domid)
+        self._virq()
+
+    def _virq(self) -> None:
+        """Report every domain that is shut down, as a toolstack finds them when VIRQ_DOM_EXC comes."""
+        with self.store.guard:  # one look at all domains, hence one event to whoever hears of several
+            for domid in sorted(self._shut_down):
+                self.store.domain_shutdown(domid)
 
     def resume(self, domid: int) -> None:
-        pass
+        self._shut_down.discard(domid)
 
     def destroy(self, domid: int) -> None:
         del self._pages[domid]
         if domid in self._rings:
             self._rings.pop(domid).detach()
-        self.store.forget(domid)
+        self._shut_down.discard(domid)
+        with self.store.guard:
+            self.store.forget(domid)
+            self._virq()
 
     def close(self) -> None:
         for ring in self._rings.values():

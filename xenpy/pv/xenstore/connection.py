@@ -140,7 +140,8 @@ class Connection:
         quotas = self.store.quotas
         max_nodes = 0
         if not self.caller.privileged:
-            exceeded(Errno.ENOSPC, quotas.transactions, len(self.transactions), "transactions")
+            # Of transactions and watches one more than the quota is granted, as xenstored does.
+            exceeded(Errno.ENOSPC, quotas.transactions, len(self.transactions) - 1, "transactions")
             max_nodes = quotas.transaction_nodes
         while self._next_tx_id in self.transactions or not self._next_tx_id:
             self._next_tx_id = self._next_tx_id + 1 & TX_ID_MAX
@@ -158,7 +159,7 @@ class Connection:
             raise XenError(Errno.EEXIST, path)
         usage = self.store.accounts.of(self.caller.domid)
         if not self.caller.privileged:
-            exceeded(Errno.E2BIG, self.store.quotas.watches, usage.watches, "watches")
+            exceeded(Errno.E2BIG, self.store.quotas.watches, usage.watches - 1, "watches")
         strip = 0 if raw_path.startswith((b"/", b"@")) else len(self.home) + 1
         watch = Watch(self, path, token, strip=strip, depth=depth)
         self.watches[path, token] = watch
@@ -167,8 +168,10 @@ class Connection:
         self.store.watches.add(watch)
 
     def unwatch(self, raw_path: bytes, token: bytes) -> None:
-        """Remove a watch, or raise ENOENT."""
-        path = watchable(raw_path, self.home, self.store.quotas.path_max)
+        """Remove a watch, or raise ENOENT, for a malformed path too."""
+        path = raw_path.decode("latin-1")
+        if not path.startswith(("/", "@")):
+            path = f"{self.home}/{path}"
         watch = self.watches.pop((path, token), None)
         if watch is None:
             raise XenError(Errno.ENOENT, path)

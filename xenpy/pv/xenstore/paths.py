@@ -54,13 +54,13 @@ def check_length(path: str, path_max: int) -> None:
 
 
 def watchable(raw: bytes, home: str, path_max: int = 0) -> str:
-    """Return the absolute path or the special name that a WATCH means, or raise EINVAL."""
+    """Return the absolute path or the special name, which no quota limits, that a WATCH means, or raise EINVAL."""
     if not raw.startswith(b"@"):
         return absolute(raw, home, path_max)
     name = raw.decode("latin-1")
     if not _WATCHABLE_SPECIAL.fullmatch(name):
         raise XenError(Errno.EINVAL, f"malformed special path {name[:80]!r}")
-    check_length(name, path_max)
+    check_length(name, 0)
     return name
 
 
