@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from xenpy import libc
 from xenpy.abi.grant_table import GNTST, GNTMAP_contains_pte, GNTMAP_host_map, GNTMAP_readonly
 from xenpy.errors import XenError
-from xenpy.memory import PAGE_SHIFT
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.gnttab.errors import GrantError
 
 if TYPE_CHECKING:
@@ -47,8 +48,16 @@ class HvmMapper:
 
     def map(self, host_addr: int, flags: int, frame: Frame) -> int:
         """Place the page; devices have no address for it."""
+        gfn = host_addr >> PAGE_SHIFT
+        readonly = bool(flags & GNTMAP_readonly)
         try:
-            self._memory.place(host_addr >> PAGE_SHIFT, frame, readonly=bool(flags & GNTMAP_readonly))
+            self._memory.place(gfn, frame, readonly=readonly)
+            if readonly:
+                # The guest may point us at the page, as the place for a result: that must neither fault nor reach the
+                # granter. A private mapping shows the page until somebody writes, who then gets a copy.
+                hva = self._memory.hva(gfn << PAGE_SHIFT)
+                prot, how = libc.PROT_READ | libc.PROT_WRITE, libc.MAP_PRIVATE | libc.MAP_FIXED
+                libc.map_memory(hva, PAGE_SIZE, prot, how, frame.fd, frame.offset)
         except (XenError, OSError) as error:  # OSError: a guest may map more pages than the host lets us map
             raise GrantError(GNTST.general_error, f"gpa {host_addr:#x}: {error}") from None
         return 0
