@@ -22,6 +22,9 @@ memory_op = Hypercall(12, "memory_op")
 _MAX_EXTENT_ORDER: Final = 9
 """A domU without hardware may ask for extents of up to 2 MiB. Ref: Xen command line, memop-max-order"""
 _CHUNK: Final = 512
+"""So many extents of a list are read at once, and so many pages handled before others get their turn."""
+_PLACEMENTS: Final = 64
+"""The same for pages that are placed, each of which costs a mapping."""
 
 
 def _own(call: Call, domid: int) -> Domain:
@@ -57,16 +60,16 @@ def _place(domain: Domain, space: int, idx: int, gfn: int) -> None:
     """Put a page at a gfn, and away from where it was before."""
     memory = domain.memory
     frame = _source(domain, space, idx)
-    moved_ram = None
     if space in (abi.XENMAPSPACE.gmfn, abi.XENMAPSPACE.gmfn_range):
         if idx == gfn:
             return
-        moved_ram = idx
-    for old in memory.placed_gfns(frame):
-        memory.unplace(old)
-    if moved_ram is not None and memory.is_ram(moved_ram):
-        raise XenError(Errno.EOPNOTSUPP, "moving RAM pages within a domain is not supported")
-    memory.place(gfn, frame)
+        if memory.is_ram(idx):
+            raise XenError(Errno.EOPNOTSUPP, "moving RAM pages within a domain is not supported")
+    before = memory.placed_gfns(frame)
+    memory.place(gfn, frame)  # first, so that a page which cannot go there stays where it is
+    for old in before:
+        if old != gfn:
+            memory.unplace(old)
     if space == abi.XENMAPSPACE.shared_info:
         domain.shared_info_placed(gfn)
 
@@ -79,6 +82,8 @@ def add_to_physmap(call: Call, op: Any) -> None:
         raise XenError(Errno.EINVAL, "foreign pages are mapped by add_to_physmap_batch only")
     if op.space == abi.XENMAPSPACE.gmfn_range:
         while op.size:
+            if op.size % _PLACEMENTS == 0:
+                call.checkpoint()
             _place(domain, op.space, op.idx, op.gpfn)
             op.idx += 1
             op.gpfn += 1
@@ -97,6 +102,8 @@ def add_to_physmap_batch(call: Call, op: Any) -> None:
     if op.foreign_domid:
         raise XenError(Errno.EINVAL, "foreign_domid without gmfn_foreign")
     for index in range(op.size):
+        if index % _PLACEMENTS == _PLACEMENTS - 1:
+            call.checkpoint()
         (idx,) = call.words(op.idxs + index * call.word_size, 1)
         (gfn,) = call.words(op.gpfns + index * call.word_size, 1)
         result = 0
@@ -180,13 +187,17 @@ def _extents(call: Call, op: Any) -> tuple[Domain, int, int]:
 def _walk(call: Call, op: Any, action: Any) -> int:
     """Call action(domain, gfn, pages) -> bool for each extent; return how many went through before the first that did not."""
     domain, count, pages = _extents(call, op)
+    at_once = _CHUNK // pages
     done = 0
     while done < count:
-        step = min(_CHUNK, count - done)
+        step = min(at_once, count - done)
         try:
             gfns = call.words(op.extent_start + done * call.word_size, step)
         except XenError:
-            return done
+            if step == 1:
+                return done
+            at_once = 1  # the list leaves the guest's memory within the chunk: what comes before counts
+            continue
         for gfn in gfns:
             if not action(domain, gfn, pages):
                 return done
