@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config import DomainConfig
+    from xenpy.pv.evtchn import PortTable
 
 
 def _ignore_end(_domain: Domain) -> None:
@@ -104,7 +105,6 @@ class Guest:
             self.ring.detach()
             release_domain(self.host.store, self.domain.domid)
             self.host.domains.pop(self.domain.domid, None)
-        self.ring = self.console = None  # type: ignore[assignment]
         self.domain.close()
 
 
@@ -121,7 +121,7 @@ class Host:
         self._next_domid = 1
         self.on_end: Callable[[Domain], None] = _ignore_end
 
-    def _ports_of(self, domid: int):  # type: ignore[no-untyped-def]
+    def _ports_of(self, domid: int) -> PortTable:
         return self.domain(domid).evtchn
 
     def domain(self, domid: int) -> Domain:

@@ -80,6 +80,10 @@ class FramePool:
         """Give a page back."""
         self._free.append(frame.offset)
 
+    def owns(self, frame: Frame) -> bool:
+        """Tell whether a frame is one of this pool's."""
+        return frame.fd == self._fd
+
     def view(self, frame: Frame) -> memoryview:
         """Return the live page as a writable view of 4096 bytes."""
         return self._view[frame.offset : frame.offset + PAGE_SIZE]
@@ -162,13 +166,15 @@ class GuestMemory:
     def place(self, gfn: int, frame: Frame, *, readonly: bool = False) -> None:
         """Map a frame at a gfn, over RAM or where nothing is.
 
-        Raises XenError(EINVAL) beyond the guest-physical space.
+        A read-only frame is mapped copy-on-write: whoever writes there all the same, guest or VMM, writes to a copy. Raises
+        XenError(EINVAL) beyond the guest-physical space.
         """
         gpa = gfn << PAGE_SHIFT
         if gfn < 0 or gpa >= 1 << ADDRESS_BITS:
             raise XenError(Errno.EINVAL, f"gfn {gfn:#x} is beyond {ADDRESS_BITS} address bits")
-        prot = libc.PROT_READ if readonly else libc.PROT_READ | libc.PROT_WRITE
-        libc.map_memory(self._base + gpa, PAGE_SIZE, prot, libc.MAP_SHARED | libc.MAP_FIXED, frame.fd, frame.offset)
+        prot = libc.PROT_READ | libc.PROT_WRITE
+        sharing = libc.MAP_PRIVATE if readonly else libc.MAP_SHARED
+        libc.map_memory(self._base + gpa, PAGE_SIZE, prot, sharing | libc.MAP_FIXED, frame.fd, frame.offset)
         in_slot = self._region_at(gpa) is not None
         ram = self._ram_at(gpa)
         if ram is not None and gfn not in self._placed:

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
     from xenpy.domain.services import Services
     from xenpy.hypercalls.call import Call
+    from xenpy.pv.evtchn import PortTable
 
+DOM0: Final = 0
 DOMID_SELF: Final = 0x7FF0
 _HYPERCALLS_PER_PAGE: Final = 128
 _STUB_SIZE: Final = 32
@@ -98,7 +100,7 @@ class Domain:
         )  # fmt: skip
         self.gnttab = GrantTable(
             self.domid, self.frames, self.memory, lookup=self._peer_grants, max_frames=config.max_grant_frames,
-            max_version=config.max_grant_version,
+            max_maptrack_frames=config.max_maptrack_frames, max_version=config.max_grant_version,
         )  # fmt: skip
         self.hvm_params = HvmParams()
         self._load_kernel()
@@ -240,6 +242,8 @@ class Domain:
         if hasattr(self, "evtchn"):
             with self.host.lock:
                 self.evtchn.destroy()
+                if hasattr(self, "gnttab"):
+                    self.gnttab.destroy()
         if hasattr(self, "vm"):
             self.vm.close()
         # Views of guest memory may live on in reference cycles; a mapping that is still exported stays until they go.
@@ -254,9 +258,9 @@ class Domain:
         """Return another domain, or this one. Raises XenError(ESRCH)."""
         return self if domid in (DOMID_SELF, self.domid) else self.host.domain(domid)
 
-    def _peer_ports(self, domid: int) -> EventChannels:
-        if domid == 0:
-            return self.host.ports  # type: ignore[return-value]
+    def _peer_ports(self, domid: int) -> PortTable:
+        if domid == DOM0:
+            return self.host.ports
         return self.peer(domid).evtchn
 
     def _peer_grants(self, domid: int) -> GrantTable:

@@ -10,12 +10,14 @@ Ref: xen-doc misc/pvh.pandoc
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenpy.domain.ending import End, Ending
 
 if TYPE_CHECKING:
     from xenpy.domain.domain import Domain
+    from xenpy.domain.vcpu import Vcpu
     from xenpy.loop import Deadline
 
 _PERIOD_S: Final = 0.05
@@ -57,13 +59,13 @@ class HaltWatch:
         """Have each vCPU tell, in its own thread, whether it halts for good."""
         self._halted = {}
         for vcpu in self._domain.vcpus:
+            vcpu.request(partial(self._answer, vcpu))
 
-            def answer(vcpu=vcpu) -> None:  # type: ignore[no-untyped-def]
-                self._halted[vcpu.vcpu_id] = vcpu.is_halted_for_good()
-                if len(self._halted) == len(self._domain.vcpus):
-                    self._domain.host.loop.call_soon(self._decide)
-
-            vcpu.request(answer)
+    def _answer(self, vcpu: Vcpu) -> None:
+        """Take note of one vCPU's answer, in its thread."""
+        self._halted[vcpu.vcpu_id] = vcpu.is_halted_for_good()
+        if len(self._halted) == len(self._domain.vcpus):
+            self._domain.host.loop.call_soon(self._decide)
 
     def _decide(self) -> None:
         # The kicks themselves took time; remember the sums so that a guest which stays idle is not asked again.

@@ -52,6 +52,8 @@ def _source(domain: Domain, space: int, idx: int) -> Frame:
         frame = domain.memory.frame_of(idx)
         if frame is None:
             raise XenError(Errno.EINVAL, f"gfn {idx:#x} is empty")
+        if frame.fd != domain.memory.ram_fd and not domain.frames.owns(frame):
+            raise XenError(Errno.EPERM, f"gfn {idx:#x} holds another domain's page")
         return frame
     raise XenError(Errno.ENOSYS if space > abi.XENMAPSPACE.dev_mmio else Errno.EINVAL, f"map space {space}")
 

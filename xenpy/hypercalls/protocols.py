@@ -85,12 +85,8 @@ class Domain(Protocol):
     gnttab: GrantTable
     hvm_params: HvmParams
     version: XenVersion
-    vcpus: Sequence[Vcpu]
     max_pages: int
     handle: bytes
-
-    e820: Sequence[tuple[int, int, int]]
-    """The memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
     vm_assist: int
     shutdown_code: int | None
 

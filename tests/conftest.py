@@ -1,0 +1,58 @@
+"""Fixtures that more than one directory of tests uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from xenpy.errors import XenpyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from xenpy.emulated import EmulatedHost
+    from xenpy.guests import GuestImages
+
+KVM = Path("/dev/kvm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run; and run what needs an emulated host last, so that failures show early."""
+    no_kvm = None if os.access(KVM, os.R_OK | os.W_OK) else f"{KVM} is missing or not ours to open"
+    no_qemu = None if shutil.which("qemu-system-x86_64") else "qemu-system-x86_64 is not installed"
+    for item in items:
+        if item.get_closest_marker("kvm") and no_kvm:
+            item.add_marker(pytest.mark.skip(reason=no_kvm))
+        if item.get_closest_marker("emulated") and no_qemu:
+            item.add_marker(pytest.mark.skip(reason=no_qemu))
+    items.sort(key=lambda item: bool(item.get_closest_marker("emulated")))
+
+
+@pytest.fixture(scope="session")
+def emulated_host() -> Iterator[EmulatedHost]:
+    """One emulated host for all tests that run commands in it."""
+    from xenpy.emulated import EmulatedHost
+
+    try:
+        host = EmulatedHost()
+        host.__enter__()
+    except XenpyError as error:
+        pytest.skip(f"no emulated host: {error}")
+    try:
+        yield host
+    finally:
+        host.close()
+
+
+def images(name: str) -> GuestImages:
+    """Return a distribution's kernel, or skip the test with the reason why it cannot be had."""
+    from xenpy.guests import provide
+
+    try:
+        return provide(name)
+    except XenpyError as error:
+        pytest.skip(f"no guest {name}: {error}")
