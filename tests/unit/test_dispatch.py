@@ -40,7 +40,7 @@ def scratch(kind: type[Hypercall], action: Any) -> Hypercall:
     made = kind(SCRATCH, "scratch")
     made.handles(SINGLE)(action)
     made.handles(IN_ONLY)(action)
-    made.handles(BARE)(lambda call: 77)
+    made.handles(BARE)(lambda _call: 77)
     return made
 
 
@@ -53,7 +53,7 @@ def test_unknown_hypercalls_and_commands_are_enosys_and_logged_once_a_key(domain
 
 @pytest.mark.usefixtures("registry")
 def test_a_hypercall_or_command_declared_twice_is_refused() -> None:
-    made = scratch(Hypercall, lambda call, op: 0)
+    made = scratch(Hypercall, lambda _call, _op: 0)
     with pytest.raises(ValueError, match="declared twice"):
         Hypercall(SCRATCH, "again")
     with pytest.raises(ValueError, match="handled twice"):
@@ -86,7 +86,7 @@ def test_results_are_copied_out_on_success_only(domain: FakeDomain) -> None:
 @pytest.mark.usefixtures("registry")
 def test_an_argument_that_cannot_be_read_or_written_is_efault(domain: FakeDomain) -> None:
     ran = []
-    scratch(Hypercall, lambda call, op: ran.append(op.reason))
+    scratch(Hypercall, lambda _call, op: ran.append(op.reason))
     assert domain.hypercall(SCRATCH, 1, UNMAPPED) == -Errno.EFAULT
     assert ran == []
     domain.vcpus[0].readonly = {1}
@@ -116,7 +116,7 @@ def test_an_array_is_walked_until_a_refusal(domain: FakeDomain, wide: bool) -> N
 
 @pytest.mark.usefixtures("registry")
 def test_a_long_array_lets_others_in(domain: FakeDomain) -> None:
-    scratch(ArrayHypercall, lambda call, op: None)
+    scratch(ArrayHypercall, lambda _call, _op: None)
     checkpoints = []
     call = domain.call(SCRATCH, 1, 0x1000, 1000, checkpoint=lambda: checkpoints.append(1))
     assert dispatch.dispatch(call) == 0
