@@ -46,6 +46,11 @@ def run(
     domain = config.load(config_file, overrides, type_override=guest_type)
     for warning in domain.warnings:
         log.note(f"warning: {warning}")
+    from xenpy.domain.supported import check, without_effect
+
+    check(domain)
+    for warning in without_effect(domain):
+        log.note(f"warning: {warning}")
     from xenpy.runner import Runner
 
     ctx.exit(Runner(domain, timeout_s=timeout_s, events=events).run())

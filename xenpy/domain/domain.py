@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy import log
 from xenpy.builder.patch import apply, find_hypercall_sites
-from xenpy.domain import cpuid
+from xenpy.domain import cpuid, supported
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.hvm_context import make_first, pvh_entry
 from xenpy.domain.vcpu import HYPERCALL_PORT, Vcpu, callback_vector
@@ -60,6 +60,7 @@ class Domain:
     is_pv = False
 
     def __init__(self, host: Services, domid: int, config: DomainConfig) -> None:
+        supported.check(config)
         self.host = host
         self.domid = domid
         self.config = config

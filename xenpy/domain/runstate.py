@@ -5,9 +5,9 @@ Ref: xen/include/public/vcpu.h, struct vcpu_runstate_info
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from pathlib import Path
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +23,10 @@ Runstate = tuple[int, int, tuple[int, int, int, int]]
 
 _PERIOD_NS: Final = 10_000_000
 """The guest's copy is brought up to date no more often than this."""
+_COST_RATIO: Final = 64
+"""Nor more often than once in so many times what it takes, which is long on a slow host."""
+_PERIOD_MAX_NS: Final = 1_000_000_000
+_SCHEDSTAT_SIZE: Final = 128
 _SIZE_64: Final = 48
 _SIZE_32: Final = 44
 
@@ -34,7 +38,7 @@ class ThreadRunstate:
         self._clock = clock
         self._started = clock.now()
         self._cpu_clock: int | None = None
-        self._schedstat: Path | None = None
+        self._schedstat = ""
         self._area: tuple[GuestMemory, int, bool] | None = None
         self._next = 0
         self.update_flag = False
@@ -42,20 +46,29 @@ class ThreadRunstate:
     def adopt_thread(self) -> None:
         """Account the calling thread."""
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._schedstat = f"/proc/self/task/{threading.get_native_id()}/schedstat"
 
     def read(self, state: RUNSTATE = RUNSTATE.running) -> Runstate:
         """Return the account as of now."""
         total = max(0, self._clock.now() - self._started)
-        if self._cpu_clock is None or self._schedstat is None:
+        if self._cpu_clock is None:
             return RUNSTATE.offline, self._started, (0, 0, 0, total)
         running = min(total, time.clock_gettime_ns(self._cpu_clock))
-        try:
-            waited = int(self._schedstat.read_bytes().split()[1])
-        except (OSError, ValueError, IndexError):
-            waited = 0  # a kernel without CONFIG_SCHED_INFO
-        waited = min(waited, total - running)
+        waited = min(self._waited(), total - running)
         return state, self._clock.now(), (running, waited, total - running - waited, 0)
+
+    def _waited(self) -> int:
+        """Return how long the thread has waited for a processor, in ns. Ref: Linux Documentation/scheduler/sched-stats"""
+        try:
+            fd = os.open(self._schedstat, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return 0  # the thread is gone
+        try:
+            return int(os.read(fd, _SCHEDSTAT_SIZE).split()[1])
+        except (OSError, ValueError, IndexError):
+            return 0  # a kernel without CONFIG_SCHED_INFO
+        finally:
+            os.close(fd)
 
     def publish_at(self, memory: GuestMemory, gpa: int, *, wide: bool) -> None:
         """Keep the structure at `gpa` current. Raises XenError(EFAULT)."""
@@ -66,9 +79,11 @@ class ThreadRunstate:
 
     def publish(self) -> None:
         """Bring the guest's copy up to date if it is due."""
-        if self._area is None or self._clock.now() < self._next:
+        if self._area is None:
             return
-        self._next = self._clock.now() + _PERIOD_NS
+        now = self._clock.now()
+        if now < self._next:
+            return
         memory, gpa, wide = self._area
         state, entered, times = self.read()
         flag = XEN_RUNSTATE_UPDATE if self.update_flag else 0
@@ -79,3 +94,5 @@ class ThreadRunstate:
             memory.write(gpa, pack(layout, state, entered, *times))
         except XenError:
             self._area = None  # the guest gave the page away
+        done = self._clock.now()
+        self._next = done + min(max(_PERIOD_NS, _COST_RATIO * (done - now)), _PERIOD_MAX_NS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -72,6 +73,7 @@ class Vcpu:
         self._lapic_retry_ns = _LAPIC_RETRY_NS
         self._retry_at: int | None = None
         self._timer_cost_ns = 1
+        self._kick_at = 0
         self.thread: threading.Thread | None = None
         self.idle_probe: Callable[[], None] | None = None
         self.exits = 0
@@ -170,14 +172,21 @@ class Vcpu:
 
         The guest is let run for at least as long as the last timer kept us busy: on a slow host a guest that asks for a tick every
         millisecond would otherwise get nothing done between two.
+
+        A kick that comes early enough as it is, or that nobody waits for any more, is left alone: changing it is a system call, and
+        whoever is kicked looks again.
         """
         deadline = self.timers.next_deadline()
         if self._retry_at is not None:
             deadline = self._retry_at if deadline is None else min(deadline, self._retry_at)
         if deadline is None:
-            self.kvm.kick_after(None)
-        else:
-            self.kvm.kick_after(max(self._timer_cost_ns, deadline - self.domain.clock.now()))
+            return
+        delay = max(self._timer_cost_ns, deadline - self.domain.clock.now())
+        now = time.monotonic_ns()  # the clock by which the kick comes: it is never early
+        if now < self._kick_at <= now + delay:
+            return
+        self.kvm.kick_after(delay)
+        self._kick_at = now + delay if self.thread is not None else 0  # no thread yet, no timer
 
     # -- exits --------------------------------------------------------------------------------------------------------
 
