@@ -69,6 +69,7 @@ class Vcpu:
         self._poll_ports: frozenset[int] = frozenset()
         self._woken = False
         self._callback_pending = False
+        self._started = vcpu_id == 0
         self._upcall_doubtful = False
         self._lapic_retry_ns = _LAPIC_RETRY_NS
         self._retry_at: int | None = None
@@ -353,11 +354,9 @@ class Vcpu:
         self._started = True
         self.request(lambda: state.apply(self.kvm))
 
-    _started = False
-
     def up(self) -> None:
         """Bring the vCPU online. Raises XenError(EINVAL) if it was never initialised."""
-        if not self._started and self.vcpu_id:
+        if not self._started:
             raise XenError(Errno.EINVAL, f"vCPU {self.vcpu_id} is not initialised")
         self._up = True
         self.request(lambda: self.kvm.set_mp_state(MpState.RUNNABLE))
