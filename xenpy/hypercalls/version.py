@@ -22,6 +22,7 @@ HYPERVISOR_VIRT_START: Final = 0xFFFF_8000_0000_0000
 """Where Xen's own area starts in a 64-bit guest's space. Ref: xen/include/public/arch-x86/xen-x86_64.h"""
 HYPERVISOR_VIRT_START_32: Final = 0xF580_0000
 _HANDLE_SIZE: Final = 16
+_DENIED: Final = b"<denied>\0"
 
 
 def _string(text: str, size: int) -> bytes:
@@ -69,9 +70,10 @@ def platform_parameters(call: Call) -> None:
 
 @xen_version.handles(abi.XENVER_get_features)
 def get_features(call: Call, info: Any) -> None:
-    """Tell the XENFEAT_* bits of one 32-bit submap; submaps that do not exist are empty."""
-    features = PV_FEATURES if call.domain.is_pv else PVH_FEATURES
-    info.submap = features if info.submap_idx == 0 else 0
+    """Tell the XENFEAT_* bits of one 32-bit submap, of which there is only number 0."""
+    if info.submap_idx:
+        raise XenError(Errno.EINVAL, f"feature submap {info.submap_idx}")
+    info.submap = PV_FEATURES if call.domain.is_pv else PVH_FEATURES
 
 
 @xen_version.handles(abi.XENVER_pagesize)
@@ -90,11 +92,11 @@ def guest_handle(call: Call) -> None:
 
 @xen_version.handles(abi.XENVER_commandline)
 def commandline(call: Call) -> None:
-    """Copy out the hypervisor's command line."""
-    call.write(call.args[1], _string(call.domain.version.commandline, abi.XEN_COMMANDLINE_LEN))
+    """Copy out the word that stands for a command line which is the privileged domain's to know."""
+    call.write(call.args[1], _DENIED)
 
 
 @xen_version.handles(abi.XENVER_build_id)
 def build_id(_call: Call) -> int:
-    """Refuse: this hypervisor has no build id."""
-    raise XenError(Errno.ENODATA, "no build id")
+    """Refuse: the build id is the privileged domain's to know."""
+    raise XenError(Errno.EPERM, "the build id is for the privileged domain")
