@@ -264,9 +264,11 @@ class GuestMemory:
     # -- access -------------------------------------------------------------------------------------------------------
 
     def check(self, gpa: int, size: int) -> None:
-        """Raise XenError(EFAULT) unless all of [gpa, gpa + size) is populated."""
-        if gpa >= 0 and gpa + size <= self._low_end:
+        """Raise XenError(EFAULT) unless all of [gpa, gpa + size) is populated; nothing (size 0) may lie anywhere."""
+        if 0 <= gpa <= gpa + size <= self._low_end:
             return
+        if size < 0:
+            raise XenError(Errno.EFAULT, f"{size} bytes at gpa {gpa:#x}")
         while size > 0:
             region = self._region_at(gpa)
             if region is None:
