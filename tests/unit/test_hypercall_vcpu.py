@@ -70,6 +70,7 @@ def test_initialise_of_pv_takes_its_own_context() -> None:
         ((_, context),) = domain.vcpus[1].asked
         assert context.user_regs.rip == 0
         assert op(domain, abi.VCPUOP_initialise, 1, RAM_SIZE - PAGE_SIZE) == -Errno.EFAULT
+        assert op(domain, abi.VCPUOP_initialise, 1, wide=False) == -Errno.ENOSYS, "PV guests are 64-bit guests"
 
 
 @pytest.mark.parametrize(("wide", "size"), [(False, 44), (True, 48)])

@@ -33,10 +33,15 @@ def struct_size(tag: str) -> int:
 
 @cache
 def _narrow_layout(tag: str) -> tuple[int, tuple[tuple[str, int, int, int, int], ...]]:
-    """Return the i386 size of a structure and its fields' (path, offset, size, 64-bit offset, 64-bit size)."""
+    """Return the i386 size of a structure and its fields' (path, offset, size, 64-bit offset, 64-bit size).
+
+    Raises XenError(ENOSYS) for what only 64-bit guests have.
+    """
     from xenpy.abi._xen32 import LAYOUTS
 
-    layout: tuple[int, tuple[tuple[str, int, int, int, int], ...]] = LAYOUTS[f"struct {tag}"]
+    layout: tuple[int, tuple[tuple[str, int, int, int, int], ...]] | None = LAYOUTS.get(f"struct {tag}")
+    if layout is None:
+        raise XenError(Errno.ENOSYS, f"struct {tag} is for 64-bit guests")
     return layout
 
 
