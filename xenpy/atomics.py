@@ -27,8 +27,9 @@ _CODE: Final = {
     "set_bit": bytes.fromhex("f0480fab37 0f92c0 0fb6c0 c3"),
     # lock btr [rdi], rsi; setc al; movzx eax, al; ret
     "clear_bit": bytes.fromhex("f0480fb337 0f92c0 0fb6c0 c3"),
-    # A signal handler (rdi = number, rsi = siginfo): mov rax, [rsi + 24]; mov byte [rax], 1; ret -- 24 is si_value's offset
-    "kick_handler": bytes.fromhex("488b4618 c60001 c3"),
+    # A signal handler (rdi = number, rsi = siginfo): mov rax, [rsi + 24]; test rax, rax; jz 1f;
+    # mov byte [rax], 1; 1: ret -- 24 is si_value's offset, and a value of 0 comes from somebody else
+    "kick_handler": bytes.fromhex("488b4618 4885c0 7403 c60001 c3"),
 }
 
 

@@ -125,6 +125,8 @@ class Vcpu:
             self._loop()
         except Exception as error:  # a bug of ours must cost this guest only
             self.domain.internal_error(error)
+        finally:
+            self.kvm.release_thread()
 
     def _loop(self) -> None:
         kvm, run, domain, handlers = self.kvm, self.kvm.run, self.domain, self._handlers

@@ -1,6 +1,6 @@
 """Getting a vCPU thread out of KVM_RUN without a race, from another thread or by a timer.
 
-A real-time signal carries the address of the vCPU's `kvm_run.immediate_exit` as its value, and a three-instruction handler stores 1
+A real-time signal carries the address of the vCPU's `kvm_run.immediate_exit` as its value, and a five-instruction handler stores 1
 there. So a signal that arrives just before KVM_RUN still makes it return at once, no signal mask is needed, and a POSIX timer can kick a
 vCPU with no thread of ours in between.
 """

@@ -45,6 +45,7 @@ class KvmVcpu:
         self.sregs: Any = self.run.s.regs.sregs
         self.events: Any = self.run.s.regs.events
         self._flag = pointer(self.run) + _IMMEDIATE_EXIT_OFFSET
+        self._kick_lock = threading.Lock()
         self._ident: int | None = None
         self._timer: KickTimer | None = None
         self._fetch()
@@ -58,8 +59,17 @@ class KvmVcpu:
 
     def adopt_thread(self) -> None:
         """Make the calling thread the one that enters the guest, and give it its timer."""
-        self._ident = threading.get_ident()
+        with self._kick_lock:
+            self._ident = threading.get_ident()
         self._timer = KickTimer(threading.get_native_id(), self._flag)
+
+    def release_thread(self) -> None:
+        """Undo `adopt_thread`; to be called by that thread before it ends, for a signal to an ended thread is undefined."""
+        with self._kick_lock:
+            self._ident = None
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
 
     def enter(self) -> int:
         """Run the guest; return the exit reason, or -errno: -EINTR when kicked, others when KVM failed."""
@@ -84,8 +94,9 @@ class KvmVcpu:
     def kick(self) -> None:
         """Make the thread leave `enter`, or not stay in it. May be called from any thread."""
         self.run.immediate_exit = 1
-        if self._ident is not None and self._ident != threading.get_ident():
-            kick(self._ident, self._flag)
+        with self._kick_lock:
+            if self._ident is not None and self._ident != threading.get_ident():
+                kick(self._ident, self._flag)
 
     def kick_after(self, delay_ns: int | None) -> None:
         """Kick after a delay in nanoseconds instead of whenever was said before; None: not at all."""
