@@ -62,7 +62,7 @@ def test_ram_is_zero_and_holds_what_is_written(memory: GuestMemory) -> None:
     [
         (LOW_END, 1), (LOW_END - 1, 2), (HIGH - 1, 1), (HIGH - 1, 2), (HIGH_END, 1), (HIGH_END - 8, 9), (TOP - 1, 1), (TOP, 1),
         (TOP - 1, 2), (1 << 63, 1), ((1 << 64) - 1, 1), (-1, 1), (-1, 2), (-PAGE_SIZE, PAGE_SIZE), (0, HIGH_END), (0, -1),
-        (0x1000, -0x1000), 
+        (0x1000, -0x1000),
     ],
 )  # fmt: skip
 def test_what_is_not_populated_faults(memory: GuestMemory, gpa: int, size: int) -> None:
