@@ -43,24 +43,24 @@ class ConsoleRing:
             self._notify()
 
     def _take_output(self) -> bool:
-        words = self._words
+        """Take what is in the ring now; what the guest adds meanwhile comes with an event of its own."""
+        cons, prod = self._words[_OUT_CONS], self._words[_OUT_PROD]
+        size = (prod - cons) & _INDEX_MASK
+        if size > OUT_SIZE:
+            self.broken = True  # the guest wrote nonsense; its console is dead, nothing else
+            return False
         moved = False
-        while True:
-            cons, prod = words[_OUT_CONS], words[_OUT_PROD]
-            size = (prod - cons) & _INDEX_MASK
-            if size > OUT_SIZE:
-                self.broken = True  # the guest wrote nonsense; its console is dead, nothing else
-                return moved
-            if not size:
-                return moved
+        while size:
             start = cons % OUT_SIZE
             step = min(size, OUT_SIZE - start)
-            data = bytes(self._bytes[_OUT_OFFSET + start : _OUT_OFFSET + start + step])
-            taken = self._sink(data)
-            words[_OUT_CONS] = (cons + taken) & _INDEX_MASK
+            taken = self._sink(bytes(self._bytes[_OUT_OFFSET + start : _OUT_OFFSET + start + step]))
+            cons = (cons + taken) & _INDEX_MASK
+            size -= taken
+            self._words[_OUT_CONS] = cons
             moved |= taken > 0
             if taken < step:
-                return moved
+                break
+        return moved
 
     def _give_input(self) -> bool:
         words = self._words
