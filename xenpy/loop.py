@@ -17,6 +17,8 @@ from typing import Final
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_LONGEST_WAIT_S: Final = 3600.0
+"""epoll counts milliseconds in an int: deadlines weeks ahead are waited for in steps."""
 
 Callback = Callable[[], None]
 
@@ -90,25 +92,29 @@ class Loop:
         os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
-        """Serve until `stop` is called."""
-        self._stopped = False
+        """Serve until `stop` is called; if it was called already, return at once."""
         while not self._stopped:
             self._run_once()
+        self._stopped = False
 
     def _run_once(self) -> None:
         for fd, event in self._epoll.poll(self._timeout()):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
                 continue
-            for kind, callback in list(self._handlers.get(fd, {}).items()):
-                if event & (kind | _GONE):
+            for kind in (READ, WRITE):
+                callback = self._handlers.get(fd, {}).get(kind)  # an earlier callback may have ended the watch
+                if callback is not None and event & (kind | _GONE):
                     callback()
+        # Callbacks that ask to be called again get their turn in the next round, behind descriptors.
         now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].callback is None):
+        for _ in range(len(self._deadlines)):
+            if self._deadlines[0][0] > now and self._deadlines[0][2].callback is not None:
+                break
             deadline = heapq.heappop(self._deadlines)[2]
             if deadline.callback is not None:
                 deadline.callback()
-        while self._soon:
+        for _ in range(len(self._soon)):
             self._soon.popleft()()
 
     def _timeout(self) -> float | None:
@@ -116,7 +122,7 @@ class Loop:
             return 0
         if not self._deadlines:
             return None
-        return max(0.0, self._deadlines[0][0] - time.monotonic())
+        return min(max(0.0, self._deadlines[0][0] - time.monotonic()), _LONGEST_WAIT_S)
 
     def close(self) -> None:
         """Free the loop's own file descriptors."""
