@@ -35,7 +35,7 @@ class Watched:
         index = self.output.find(text)
         if index < 0:
             tail = self.output.decode(errors="replace")[-2000:]
-            raise BenchError(f"no {text!r} in the output of a program that ended with {self.code}:\n{tail}")
+            raise BenchError(f"no {text!r} in the output:\n{tail}")
         return next((when, used) for length, when, used in self.times if length >= index + len(text))
 
 
@@ -55,7 +55,7 @@ def processor_time(pid: int) -> float:
 
 
 def watch(argv: Sequence[str], *, timeout: float) -> Watched:
-    """Run `argv` to its end, however it ends. Raises BenchError if that takes longer than `timeout` seconds."""
+    """Run `argv` to its end. Raises BenchError if it fails or takes longer than `timeout` seconds."""
     started = time.monotonic()
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()
@@ -68,6 +68,8 @@ def watch(argv: Sequence[str], *, timeout: float) -> Watched:
         process.kill()
         seen.code = process.wait()
         process.stdout.close()
+    if seen.code:
+        raise BenchError(f"{' '.join(argv)} ended with {seen.code}:\n{seen.output.decode(errors='replace')[-2000:]}")
     return seen
 
 
