@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import build as kernels
 import pytest
 
 from xenpy.config import build, parse_text
-from xenpy.domain.ending import End, Ending
 from xenpy.errors import HostError
 from xenpy.host import Guest, Host
 from xenpy.kvm.constants import Cap
@@ -20,6 +19,9 @@ from xenpy.kvm.system import Kvm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from xenpy.domain.ending import Ending
 
 UUID = "12345678-9abc-def0-0102-030405060708"
 NAME = "guest-test"
@@ -69,8 +71,7 @@ class _Run:
             if match := _VERDICT.fullmatch(line):
                 self.result.verdicts[match[1]] = (match[2], match[3])
             if self._on_line is not None:
-                on_line, guest = self._on_line, self.guest
-                self._host.loop.call_soon(lambda line=line: on_line(guest, line))  # type: ignore[misc]
+                self._host.loop.call_soon(partial(self._on_line, self.guest, line))
 
     def run(self, timeout: float) -> Result:
         started = time.monotonic()
@@ -79,25 +80,11 @@ class _Run:
         self._host.loop.run()
         deadline.cancel()
         self.result.ending = self.guest.domain.ending
-        if self.result.ending is None:
-            self.guest.domain.end(Ending(End.DESTROYED))
-        self._wait_threads()
+        if self.result.ending is not None:
+            self.guest.domain.wait_closed(2)
         self.result.seconds = time.monotonic() - started
         self.result.console = bytes(self._console) + self.guest.console.drain()
         return self.result
-
-    def _wait_threads(self) -> None:
-        """Wait for the vCPU threads to be gone in the kernel's eyes, too.
-
-        A thread that Python has joined still runs for a moment, and may yet take a kick, which writes to memory that
-        closing the domain unmaps.
-        """
-        self.guest.domain.wait_closed(2)
-        give_up = time.monotonic() + 2
-        for vcpu in self.guest.domain.vcpus:
-            task = Path(f"/proc/self/task/{vcpu.thread.native_id}") if vcpu.thread is not None else None
-            while task is not None and task.exists() and time.monotonic() < give_up:
-                time.sleep(0.0001)
 
 
 def run_kernel(

@@ -49,10 +49,11 @@ struct test {
     void (*run)(void);
 };
 
-#define TEST(test_name)                                                                                               \
-    static void test_name(void);                                                                                      \
-    static const struct test test_of_##test_name __attribute__((section(".tests"), used)) = {#test_name, test_name}; \
-    static void test_name(void)
+#define TEST(test_name)                                                                               \
+    static void test_##test_name(void);                                                               \
+    static const struct test entry_of_##test_name __attribute__((section(".tests"), used)) = {        \
+        #test_name, test_##test_name};                                                                \
+    static void test_##test_name(void)
 
 /* -- verdicts: each of these gives one, and CHECK and the like then leave the function they stand in ------------------ */
 
