@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -43,6 +44,8 @@ def run(
     """
     from xenpy import config
 
+    if timeout_s is not None and not math.isfinite(timeout_s):
+        raise click.BadParameter(f"{timeout_s} is not a number of seconds", param_hint="--timeout")
     domain = config.load(config_file, overrides, type_override=guest_type)
     for warning in domain.warnings:
         log.note(f"warning: {warning}")
