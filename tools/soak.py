@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "guest"))
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _WARM_UP = 20
 _ALLOWED_KIB = 4096
-"""RSS varies by a MiB or two with the allocator's mood; a guest kept, its page tables alone, would be more than that."""
+"""RSS settles rather than grows: about 2 MiB more after 500 boots, 2.5 after 1500."""
 
 
 def _held() -> dict[str, int]:

@@ -81,8 +81,6 @@ static void skip_wrmsr(struct frame *frame)
 
 TEST(hypercall_page_where_there_can_be_none)
 {
-    if (BITS == 32)
-        SKIP("the 32-bit flavour cannot return from a fault");
     on_vector(GP, skip_wrmsr);
     faulted = false;
     wrmsr(0x40000000, (unsigned long)hypercall_page + 8);
