@@ -18,7 +18,8 @@ from xenpy.cache import cache_directory, locked, published
 from xenpy.errors import HostError
 from xenpy.packages import fetch_debian, unpack_deb
 from xenpy.pv.xenstore import Xenstore
-from xenpy.pv.xenstore.socket import SelectorLoop, SocketServer
+from xenpy.pv.xenstore.loops import SelectorLoop
+from xenpy.pv.xenstore.socket import SocketServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +100,7 @@ def _serving(store: Xenstore, path: Path) -> Iterator[None]:
         loop.stop()
         thread.join()
         server.close()
+        loop.close()
 
 
 @pytest.fixture

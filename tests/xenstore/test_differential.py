@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-SEQUENCES = int(os.environ.get("XENPY_XENSTORE_SEQUENCES", "8"))
+SEQUENCES = int(os.environ.get("XENPY_XENSTORE_SEQUENCES", "24"))
 FIRST_SEED = int(os.environ.get("XENPY_XENSTORE_SEED", "0"))
 SEQUENCE_LENGTH = 300
 SHRINK_RUNS = 200

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from xenpy.errors import XenpyError
+from xenpy.pv.xenstore.loops import SelectorLoop
 from xenpy.pv.xenstore.server import Xenstore
-from xenpy.pv.xenstore.socket import SelectorLoop, SocketServer
+from xenpy.pv.xenstore.socket import SocketServer
 
 
 def main() -> int:
@@ -34,6 +35,7 @@ def main() -> int:
         signal.signal(number, lambda *_: loop.stop())
     loop.run()
     server.close()
+    loop.close()
     return 0
 
 

@@ -15,6 +15,7 @@ from xenpy.pv.xenstore.wire import Message, MessageReader, ProtocolError, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenpy.pv.xenstore.quota import Quotas
     from xenpy.pv.xenstore.server import Xenstore
     from xenpy.pv.xenstore.tree import Caller
 
@@ -65,8 +66,14 @@ class Connection:
     @property
     def stalled(self) -> bool:
         """Whether requests wait because the client does not fetch its replies."""
-        limit = self.store.quotas.outstanding
-        return bool(limit) and not self.caller.privileged and self.outstanding >= limit
+        if self.caller.privileged or not self.outstanding:
+            return False
+        return 0 < self.quotas.outstanding <= self.outstanding
+
+    @property
+    def quotas(self) -> Quotas:
+        """The client's quotas."""
+        return self.store.quotas_of(self.caller.domid)
 
     @property
     def buffered(self) -> int:
@@ -122,7 +129,7 @@ class Connection:
 
     def path(self, raw: bytes) -> str:
         """Return the absolute path that the client means."""
-        return absolute(raw, self.home, self.store.quotas.path_max)
+        return absolute(raw, self.home, self.quotas.path_max)
 
     # Transactions
 
@@ -137,7 +144,7 @@ class Connection:
 
     def start_transaction(self) -> int:
         """Open a transaction and return its id."""
-        quotas = self.store.quotas
+        quotas = self.quotas
         max_nodes = 0
         if not self.caller.privileged:
             # Of transactions and watches one more than the quota is granted, as xenstored does.
@@ -154,12 +161,12 @@ class Connection:
 
     def watch(self, raw_path: bytes, token: bytes, depth: int | None) -> None:
         """Add a watch."""
-        path = watchable(raw_path, self.home, self.store.quotas.path_max)
+        path = watchable(raw_path, self.home, self.quotas.path_max)
         if (path, token) in self.watches:
             raise XenError(Errno.EEXIST, path)
         usage = self.store.accounts.of(self.caller.domid)
         if not self.caller.privileged:
-            exceeded(Errno.E2BIG, self.store.quotas.watches, usage.watches - 1, "watches")
+            exceeded(Errno.E2BIG, self.quotas.watches, usage.watches - 1, "watches")
         strip = 0 if raw_path.startswith((b"/", b"@")) else len(self.home) + 1
         watch = Watch(self, path, token, strip=strip, depth=depth)
         self.watches[path, token] = watch

@@ -6,9 +6,13 @@ Ref: docs/misc/xenstore.txt (CONTROL quota); defaults as xenstored 4.17
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from xenpy.errors import Errno, XenError
+from xenpy.errors import ConfigError, Errno, XenError
 from xenpy.pv.xenstore.tree import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 UNLIMITED = 1 << 62
 
@@ -30,6 +34,17 @@ class Quotas:
     node_size: int = 2048
     path_max: int = 2048
     permissions: int = 5
+
+    @classmethod
+    def parse(cls, settings: Iterable[tuple[str, int]]) -> Quotas:
+        """Return quotas with some changed, by their names on the wire (`node-size`); raise ConfigError for others."""
+        quotas = cls()
+        names = quota_names(quotas)
+        for name, value in settings:
+            if name not in names:
+                raise ConfigError(f"xenstore quota {name!r} is none of {', '.join(names)}")
+            setattr(quotas, names[name], value)
+        return quotas
 
     def limits(self) -> Limits:
         """Return what the tree's operations need to know."""

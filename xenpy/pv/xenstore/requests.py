@@ -133,8 +133,8 @@ def write(request: Request) -> bytes:
     """Set a node's value."""
     path, value = request.path_and_rest()
     _allocating(request)
-    store = request.connection.store
-    tree.write(request.view, request.caller, request.connection.path(path), value, store.quotas.limits())
+    connection = request.connection
+    tree.write(request.view, request.caller, connection.path(path), value, connection.quotas.limits())
     return OK
 
 
@@ -142,7 +142,7 @@ def write(request: Request) -> bytes:
 def mkdir(request: Request) -> bytes:
     """Create a node unless it exists."""
     _allocating(request)
-    tree.mkdir(request.view, request.caller, request.path(), request.connection.store.quotas.limits())
+    tree.mkdir(request.view, request.caller, request.path(), request.connection.quotas.limits())
     return OK
 
 
@@ -168,7 +168,7 @@ def set_perms(request: Request) -> bytes:
     if not texts:
         raise XenError(Errno.EINVAL, "no permissions")
     store = request.connection.store
-    tree.check_count(request.caller, len(texts), store.quotas.limits())
+    tree.check_count(request.caller, len(texts), request.connection.quotas.limits())
     perms: Perms = tuple(Perm.parse(text) for text in texts)
     name = path.decode("latin-1")
     if name in SPECIAL_PATHS:
@@ -180,7 +180,7 @@ def set_perms(request: Request) -> bytes:
     _allocating(request)
     absolute = request.connection.path(path)
     _all_exist(request, perms)
-    tree.set_perms(request.view, request.caller, absolute, perms, store.quotas.limits())
+    tree.set_perms(request.view, request.caller, absolute, perms, request.connection.quotas.limits())
     return OK
 
 

@@ -42,23 +42,32 @@ _INDEX_MASK = 0xFFFFFFFF
 
 
 class Ring:
-    """The store's end of one guest's page; call `on_event` when the guest sends its event channel.
+    """The store's end of one guest's page, emptied here; call `on_event` when the guest sends its event channel.
 
     `page` is a writable view of 4096 bytes of the guest's memory, `notify` sends the event channel to the guest; it is
     called with no lock held.
     """
 
-    def __init__(self, store: Xenstore, domid: int, page: memoryview, notify: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Xenstore,
+        domid: int,
+        page: memoryview,
+        notify: Callable[[], None],
+        *,
+        features: ServerFeature = FEATURES,
+    ) -> None:
         if page.nbytes != PAGE_SIZE or page.readonly:
             raise ValueError(f"a ring needs a writable page of {PAGE_SIZE} bytes")
         self._bytes = page.cast("B")
         self._words = self._bytes.cast("I")
         self._notify = notify
         self._store = store
+        self._warned = False
         self.broken = False
         self.connection = store.connect(domid, on_output=self._on_output)
-        self._words[_FEATURES] = FEATURES
-        self._words[_ERROR] = RingError.XENSTORE_ERROR_NONE
+        self._words[_FEATURES] = features
+        self._empty()
 
     def on_event(self) -> None:
         """Work on what the guest has put into the ring; never raises for anything found there."""
@@ -139,7 +148,9 @@ class Ring:
 
     def _fail(self, error: RingError) -> bool:
         """Stop talking to the guest until it reconnects."""
-        log.warning("dom%d: xenstore ring stopped: %s", self.connection.caller.domid, error.name)
+        # Once: a guest may reconnect and fail as often as it likes.
+        level, self._warned = logging.DEBUG if self._warned else logging.WARNING, True
+        log.log(level, "dom%d: xenstore ring stopped: %s", self.connection.caller.domid, error.name)
         self.broken = True
         self.connection.restart()
         self._words[_ERROR] = error
@@ -148,7 +159,10 @@ class Ring:
     def _reconnect(self) -> None:
         self.connection.restart()
         self.broken = False
+        self._empty()
+        self._words[_CONNECTION] = RingConnection.XENSTORE_CONNECTED
+
+    def _empty(self) -> None:
         for index in (_REQ_CONS, _REQ_PROD, _RSP_CONS, _RSP_PROD):
             self._words[index] = 0
         self._words[_ERROR] = RingError.XENSTORE_ERROR_NONE
-        self._words[_CONNECTION] = RingConnection.XENSTORE_CONNECTED

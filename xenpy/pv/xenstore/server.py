@@ -41,9 +41,10 @@ class DomainHooks(Protocol):
 class DomainEntry:
     """A domain that the store knows of."""
 
-    __slots__ = ("connection", "introduced", "shut_down", "target")
+    __slots__ = ("connection", "introduced", "quotas", "shut_down", "target")
 
-    def __init__(self) -> None:
+    def __init__(self, quotas: Quotas | None = None) -> None:
+        self.quotas = quotas
         self.introduced = False
         self.shut_down = False
         self.connection: Connection | None = None
@@ -115,14 +116,20 @@ class Xenstore(Client):
         if not usage.warned and self.soft_quotas.memory and usage.memory > self.soft_quotas.memory:
             usage.warned = True
             log.warning("dom%d uses %d bytes of xenstore, above its soft quota", caller.domid, usage.memory)
-        return bool(self.quotas.memory) and usage.memory >= self.quotas.memory
+        limit = self.quotas_of(caller.domid).memory
+        return bool(limit) and usage.memory >= limit
 
     # Domains
 
-    def add_domain(self, domid: int) -> None:
-        """Make a domain known, so that permissions may name it; before `introduce`."""
+    def add_domain(self, domid: int, quotas: Quotas | None = None) -> None:
+        """Make a domain known, so that permissions may name it, before `introduce`; `quotas` are its own, if any."""
         with self.guard:
-            self.domains.setdefault(domid, DomainEntry())
+            self.domains.setdefault(domid, DomainEntry()).quotas = quotas
+
+    def quotas_of(self, domid: int) -> Quotas:
+        """Return the quotas that a domain is held to."""
+        entry = self.domains.get(domid)
+        return self.quotas if entry is None or entry.quotas is None else entry.quotas
 
     def introduce(self, domid: int, connection: Connection | None = None) -> None:
         """Connect a domain and fire @introduceDomain; one that is connected only loses its watches and transactions."""

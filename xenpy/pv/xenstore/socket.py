@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import selectors
 import socket
-from typing import TYPE_CHECKING, Protocol
+from selectors import EVENT_READ, EVENT_WRITE
+from typing import TYPE_CHECKING
 
 from xenpy.errors import HostError
 from xenpy.pv.xenstore.wire import ProtocolError
@@ -17,6 +17,7 @@ from xenpy.pv.xenstore.wire import ProtocolError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from xenpy.pv.xenstore.loops import Loop
     from xenpy.pv.xenstore.server import Xenstore
 
 log = logging.getLogger(__name__)
@@ -28,35 +29,6 @@ BACKLOG_PAUSE = 1 << 20
 BACKLOG_MAX = 16 << 20
 """Unfetched output in bytes, watch events that is, at which a peer is disconnected."""
 SOCKET_MODE = 0o600
-
-
-class Endpoint(Protocol):
-    """A file descriptor with what to do when it is ready."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-
-    def interest(self) -> int:
-        """Return the `selectors` events to wait for, perhaps 0."""
-
-    def on_readable(self) -> None:
-        """Take what has arrived."""
-
-    def on_writable(self) -> None:
-        """Send what waits."""
-
-
-class Loop(Protocol):
-    """An I/O loop; all may be called from any thread."""
-
-    def add(self, endpoint: Endpoint) -> None:
-        """Begin to drive an endpoint."""
-
-    def update(self, endpoint: Endpoint) -> None:
-        """Ask for `endpoint.interest()` again."""
-
-    def remove(self, endpoint: Endpoint) -> None:
-        """Forget an endpoint; it closes its descriptor afterwards."""
 
 
 class SocketPeer:
@@ -80,8 +52,8 @@ class SocketPeer:
 
     def interest(self) -> int:
         """Wait for room if there is output, for requests unless too much output waits."""
-        events = selectors.EVENT_WRITE if self.backlog else 0
-        return events if self.backlog > BACKLOG_PAUSE else events | selectors.EVENT_READ
+        events = EVENT_WRITE if self.backlog else 0
+        return events if self.backlog > BACKLOG_PAUSE else events | EVENT_READ
 
     def on_readable(self) -> None:
         """Take requests and answer them."""
@@ -133,8 +105,13 @@ class SocketPeer:
                 return
             self._open = False
             self.connection.close()
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._server.forget(self)
-            self._socket.close()
+
+    def dispose(self) -> None:
+        """Close the descriptor, which the loop no longer watches."""
+        self._socket.close()
 
 
 class SocketServer:
@@ -157,7 +134,7 @@ class SocketServer:
 
     def interest(self) -> int:
         """Wait for clients."""
-        return selectors.EVENT_READ
+        return EVENT_READ
 
     def on_readable(self) -> None:
         """Accept a client."""
@@ -182,9 +159,12 @@ class SocketServer:
         """Disconnect everybody and remove the socket's file."""
         for peer in tuple(self._peers):
             peer.close()
-        self.loop.remove(self)
-        self._listener.close()
         self.path.unlink(missing_ok=True)
+        self.loop.remove(self)
+
+    def dispose(self) -> None:
+        """Close the descriptor, which the loop no longer watches."""
+        self._listener.close()
 
 
 def _listen(path: Path) -> socket.socket:
@@ -206,59 +186,3 @@ def _listen(path: Path) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
-
-
-class SelectorLoop:
-    """A Loop for one thread that calls `run`; for the stand-alone server and tests."""
-
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        for sock in (self._wake_receiver, self._wake_sender):
-            sock.setblocking(False)
-        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
-        self._stopping = self._closed = False
-
-    def add(self, endpoint: Endpoint) -> None:
-        """Begin to drive an endpoint."""
-        self._selector.register(endpoint, selectors.EVENT_READ, endpoint)
-        self._wake()
-
-    def update(self, endpoint: Endpoint) -> None:
-        """Ask for `endpoint.interest()` again."""
-        self._selector.modify(endpoint, endpoint.interest(), endpoint)
-        self._wake()
-
-    def remove(self, endpoint: Endpoint) -> None:
-        """Forget an endpoint."""
-        if not self._closed:
-            self._selector.unregister(endpoint)
-
-    def stop(self) -> None:
-        """Let `run` return; callable from a signal handler or another thread."""
-        self._stopping = True
-        self._wake()
-
-    def run(self) -> None:
-        """Drive the endpoints until `stop`."""
-        while not self._stopping:
-            for key, events in self._selector.select():
-                self._serve(key.data, events)
-        self._closed = True
-        self._selector.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
-
-    def _serve(self, endpoint: Endpoint | None, events: int) -> None:
-        if endpoint is None:
-            with contextlib.suppress(BlockingIOError):
-                self._wake_receiver.recv(RECEIVE_SIZE)
-            return
-        if events & selectors.EVENT_WRITE and endpoint.fileno() >= 0:
-            endpoint.on_writable()
-        if events & selectors.EVENT_READ and endpoint.fileno() >= 0:
-            endpoint.on_readable()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._wake_sender.send(b"\0")

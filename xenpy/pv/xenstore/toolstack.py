@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from xenpy.pv.xenstore.client import Client
     from xenpy.pv.xenstore.connection import Connection
+    from xenpy.pv.xenstore.quota import Quotas
     from xenpy.pv.xenstore.server import Xenstore
 
 CONSOLE_LIMIT = 1 << 20
@@ -72,6 +73,7 @@ class DomainParams:
     videoram_kib: int = 0
     console: ConsoleParams | None = None
     platform: Mapping[str, str | int] = field(default_factory=dict)
+    quotas: Quotas | None = None
 
 
 def introduce_domain(store: Xenstore, params: DomainParams, connection: Connection | None = None) -> None:
@@ -79,7 +81,7 @@ def introduce_domain(store: Xenstore, params: DomainParams, connection: Connecti
 
     What was there for an earlier domain of the same id is removed.
     """
-    store.add_domain(params.domid)
+    store.add_domain(params.domid, params.quotas)
     store.atomically(lambda client: _write_tree(client, params))
     store.introduce(params.domid, connection)
 
