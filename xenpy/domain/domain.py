@@ -290,11 +290,15 @@ class Domain:
     def shared_info_placed(self, gfn: int) -> None:
         """Take note that the guest has placed shared_info at a gfn."""
         self.shared_info_gfn = gfn
+        self._word_size_changed()
+        for vcpu in self.vcpus:
+            vcpu.place_time()
+
+    def _word_size_changed(self) -> None:
+        """Write what lies elsewhere in the other layout, and tell KVM."""
         self._write_wallclock()
         if self.kvm_xen:
             self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=self.shared_info.layout.word_bits == 64)
-        for vcpu in self.vcpus:
-            vcpu.place_time()
 
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
@@ -303,19 +307,23 @@ class Domain:
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""
         self.callback_vector = callback_vector(self.hvm_params.values[HVM_PARAM.CALLBACK_IRQ])
-        self._write_wallclock()
+        self._word_size_changed()
         if self.kvm_xen:
-            self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=self.shared_info.layout.word_bits == 64)
             self.vm.xen_set_attr(XenAttr.UPCALL_VECTOR, vector=self.callback_vector)
         for vcpu in self.vcpus:
             if vcpu.event_pending():
                 vcpu.upcall()
 
-    def fill_hypercall_page(self, gpa: int) -> None:
-        """Write the hypercall stubs into a page of the guest's. Raises XenError(EINVAL, EFAULT)."""
+    def fill_hypercall_page(self, gpa: int, *, wide: bool) -> None:
+        """Write the hypercall stubs into a page of the guest's; its word size is from now on that of the code that asked.
+
+        Raises XenError(EINVAL, EFAULT).
+        """
         if gpa % PAGE_SIZE:
             raise XenError(Errno.EINVAL, f"hypercall page at gpa {gpa:#x}")
         self.memory.write(gpa, hypercall_page(in_kernel=self.kvm_xen, amd=self._is_amd()))
+        self.shared_info.set_word_size(64 if wide else 32)
+        self._word_size_changed()
 
     def _is_amd(self) -> bool:
         return any(

@@ -12,6 +12,7 @@ from xenpy import log
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
 from xenpy.domain.ending import End, Ending
+from xenpy.domain.hvm_context import StartState, load
 from xenpy.domain.runstate import Runstate, ThreadRunstate
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.call import Call
@@ -69,7 +70,8 @@ class Vcpu:
         self._poll_ports: frozenset[int] = frozenset()
         self._woken = False
         self._callback_pending = False
-        self._started = vcpu_id == 0
+        self._started = self._up = vcpu_id == 0
+        self._initial: StartState | None = None
         self._upcall_doubtful = False
         self._lapic_retry_ns = _LAPIC_RETRY_NS
         self._retry_at: int | None = None
@@ -205,9 +207,13 @@ class Vcpu:
         elif io.port == DEBUG_PORT:
             self.domain.console_write(bytes(data))
 
+    def _is_wide(self) -> bool:
+        """Tell whether the vCPU executes 64-bit code."""
+        return bool(self.kvm.sregs.cs.l and self.kvm.sregs.efer & paging.EFER_LMA)
+
     def _hypercall_by_registers(self) -> None:
         kvm, regs, sregs = self.kvm, self.kvm.regs, self.kvm.sregs
-        wide = bool(sregs.cs.l and sregs.efer & paging.EFER_LMA)
+        wide = self._is_wide()
         if wide:
             args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
             number = regs.rax & _MASK32
@@ -228,6 +234,7 @@ class Vcpu:
         if cpl:
             return -Errno.EPERM
         domain = self.domain
+        self._up = True
         call = Call(domain, self, number, args, wide=wide, checkpoint=self._checkpoint)
         with domain.host.lock:
             result = domain.dispatch(call)
@@ -256,7 +263,7 @@ class Vcpu:
             return
         with self.domain.host.lock:
             try:
-                self.domain.fill_hypercall_page(msr.data)
+                self.domain.fill_hypercall_page(msr.data, wide=self._is_wide())
             except XenError:
                 msr.error = 1
 
@@ -297,10 +304,11 @@ class Vcpu:
 
     @property
     def is_up(self) -> bool:
-        """Tell whether the vCPU is online: started by the toolstack, by INIT and SIPI, or by VCPUOP_up."""
-        return self.thread is not None and self._up
+        """Tell whether the vCPU is online: started by the toolstack, by VCPUOP_up, or by INIT and SIPI.
 
-    _up = True
+        The kernel does the last without telling; it is noticed when the vCPU makes its first hypercall.
+        """
+        return self._up
 
     def yield_(self) -> None:
         """Let other vCPUs run: their threads get the interpreter while this one sleeps for the shortest time."""
@@ -346,27 +354,38 @@ class Vcpu:
 
     def initialise(self, context: Any) -> None:
         """Load struct vcpu_hvm_context into a vCPU that waits to be started. Raises XenError: EEXIST, EINVAL."""
-        from xenpy.domain.hvm_context import load
-
         if self._started:
             raise XenError(Errno.EEXIST, f"vCPU {self.vcpu_id} has run already")
         if context.mode not in (VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B):
             raise XenError(Errno.EINVAL, f"vCPU mode {context.mode}")
-        state = load(context)
+        self._initial = load(context)
         self._started = True
-        self.request(lambda: state.apply(self.kvm))
 
     def up(self) -> None:
         """Bring the vCPU online. Raises XenError(EINVAL) if it was never initialised."""
         if not self._started:
             raise XenError(Errno.EINVAL, f"vCPU {self.vcpu_id} is not initialised")
-        self._up = True
-        self.request(lambda: self.kvm.set_mp_state(MpState.RUNNABLE))
+        if not self._up:
+            self._up = True
+            self.request(self._start)
+
+    def _start(self) -> None:
+        # In this order: entering a vCPU that waits to be started would throw the registers away.
+        self.kvm.set_mp_state(MpState.RUNNABLE)
+        if self._initial is not None:
+            self._initial.apply(self.kvm)
+            self._initial = None
 
     def down(self) -> None:
-        """Take the vCPU offline."""
+        """Take the vCPU offline, the calling one when its hypercall has returned."""
         self._up = False
-        self.request(lambda: self.kvm.set_mp_state(MpState.UNINITIALIZED))
+        self._requests.append(self._stop)
+        self.kick()
+
+    def _stop(self) -> None:
+        self.kvm.complete()  # the hypercall's result must be in the registers before they are put aside
+        if not self._up:
+            self.kvm.set_mp_state(MpState.UNINITIALIZED)
 
     def register_callback(self, type_: int, flags: int, gva: int) -> None:
         """Refuse: callbacks are a PV kernel's."""
