@@ -63,7 +63,7 @@ class GuestRing:
     def __init__(self, page: memoryview, kick: Callable[[], None], wait: Callable[[], None]) -> None:
         self.page = page
         self.kick = kick
-        self._wait = wait
+        self.wait = wait
 
     def index(self, offset: RingOffset) -> int:
         return int(struct.unpack_from("<I", self.page, offset)[0])
@@ -95,11 +95,11 @@ class GuestRing:
             if sent:
                 self.kick()
             else:
-                self._wait()
+                self.wait()
 
     def receive(self) -> bytes:
         while not (data := self.take()):
-            self._wait()
+            self.wait()
         self.kick()
         return data
 
