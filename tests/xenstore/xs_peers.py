@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -62,14 +61,15 @@ class GuestRing:
 
     def __init__(self, page: memoryview, kick: Callable[[], None], wait: Callable[[], None]) -> None:
         self.page = page
+        self._words = page.cast("I")  # one store for an index: the other side looks at any time
         self.kick = kick
         self.wait = wait
 
     def index(self, offset: RingOffset) -> int:
-        return int(struct.unpack_from("<I", self.page, offset)[0])
+        return self._words[offset // 4]
 
     def set_index(self, offset: RingOffset, value: int) -> None:
-        struct.pack_into("<I", self.page, offset, value & 0xFFFFFFFF)
+        self._words[offset // 4] = value & 0xFFFFFFFF
 
     def put(self, data: bytes) -> int:
         """Put what there is room for into the request ring, without an event; return how much."""
@@ -104,6 +104,7 @@ class GuestRing:
         return data
 
     def close(self) -> None:
+        self._words.release()
         self.page.release()
 
 

@@ -60,7 +60,7 @@ class Ring:
         if page.nbytes != PAGE_SIZE or page.readonly:
             raise ValueError(f"a ring needs a writable page of {PAGE_SIZE} bytes")
         self._bytes = page.cast("B")
-        self._words = self._bytes.cast("I")
+        self._words = self._bytes.cast("I")  # a word in one load or store, where struct's "<I" goes byte by byte
         self._notify = notify
         self._store = store
         self._warned = False
