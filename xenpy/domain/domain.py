@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Final
 from xenpy import log
 from xenpy.builder.patch import apply, find_hypercall_sites
 from xenpy.domain import cpuid, supported
+from xenpy.domain.areas import place_time
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.hvm_context import make_first, pvh_entry
-from xenpy.domain.vcpu import HYPERCALL_PORT, Vcpu, callback_vector
+from xenpy.domain.upcalls import callback_vector
+from xenpy.domain.vcpu import HYPERCALL_PORT, Vcpu
 from xenpy.domain.watchdogs import Watchdogs
 from xenpy.errors import Errno, HostError, XenError
 from xenpy.hypercalls.dispatch import dispatch
@@ -292,7 +294,7 @@ class Domain:
         self.shared_info_gfn = gfn
         self._word_size_changed()
         for vcpu in self.vcpus:
-            vcpu.place_time()
+            place_time(vcpu)
 
     def _word_size_changed(self) -> None:
         """Write what lies elsewhere in the other layout, and tell KVM."""
@@ -302,7 +304,7 @@ class Domain:
 
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
-        self.vcpus[vcpu_id].place_time()
+        place_time(self.vcpus[vcpu_id])
 
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""

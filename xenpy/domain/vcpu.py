@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
-from xenpy.domain import cpuid
+from xenpy.domain import areas, cpuid
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.hvm_context import StartState, load
 from xenpy.domain.runstate import Runstate, ThreadRunstate
+from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.call import Call
 from xenpy.kvm import exits
-from xenpy.kvm.constants import KVM_EXIT_IO_OUT, MSR_KVM_SYSTEM_TIME_NEW, Exit, MpState, Sync, XenVcpuAttr
+from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, MpState, Sync
 from xenpy.kvm.vcpu import KvmVcpu
 from xenpy.pv import paging
-from xenpy.pv.hvm_params import CALLBACK_TYPE_SHIFT, CALLBACK_TYPE_VECTOR, HVM_PARAM
-from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, TIME_OFFSET, VCPU_INFO_SIZE
+from xenpy.pv.hvm_params import HVM_PARAM
 from xenpy.pv.time import VcpuTimers
 
 if TYPE_CHECKING:
@@ -34,19 +34,12 @@ HYPERCALL_PORT: Final = 0xE1
 DEBUG_PORT: Final = 0xE9
 """Bytes written here go to the emergency console. Ref: arch-x86/xen.h, XEN_HVM_DEBUGCONS_IOPORT"""
 
-_RFLAGS_IF: Final = 1 << 9
-_INTERRUPT_RETRY_NS: Final = 200_000
-_LAPIC_RETRY_NS: Final = 1_000_000
-_LAPIC_RETRY_MAX_NS: Final = 256_000_000
 PIT_PORT: Final = 0x42
 """Reads as 0, not as all ones like other ports that nothing answers: Linux waits for this counter to run down, and gives up at once when
 it does not start at 255, instead of after 100,000 exits."""
 _PORT_READS: Final = {DEBUG_PORT: b"\xe9", PIT_PORT: b"\0"}
-_ARGS_64: Final = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _ARGS_32: Final = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
 _MASK32: Final = 0xFFFF_FFFF
-_HYPERCALL_STUB: Final = 32
-_IRET: Final = 23
 
 
 class DomainDying(Exception):
@@ -62,23 +55,18 @@ class Vcpu:
         self.apic_id = cpuid.apic_id(vcpu_id)
         self.iopl = 0
         self.kvm = KvmVcpu(domain.vm, self.apic_id)
-        self.timers = VcpuTimers(domain.clock, domain.evtchn, vcpu_id, self._rearm)
+        self.timers = VcpuTimers(domain.clock, domain.evtchn, vcpu_id, self.rearm)
         self.account = ThreadRunstate(domain.clock)
-        self.upcall_vector = 0
+        self.upcalls = Upcalls(self)
         self._requests: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition(domain.host.lock)
         self._poll_ports: frozenset[int] = frozenset()
         self._woken = False
-        self._callback_pending = False
         self._started = self._up = vcpu_id == 0
         self._initial: StartState | None = None
-        self._upcall_doubtful = False
-        self._lapic_retry_ns = _LAPIC_RETRY_NS
-        self._retry_at: int | None = None
         self._timer_cost_ns = 1
         self._kick_at = 0
         self.thread: threading.Thread | None = None
-        self.idle_probe: Callable[[], None] | None = None
         self.exits = 0
         self._handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._on_io,
@@ -123,7 +111,7 @@ class Vcpu:
         try:
             self.kvm.adopt_thread()
             self.account.adopt_thread()
-            self._rearm()
+            self.rearm()
             self._loop()
         except Exception as error:  # a bug of ours must cost this guest only
             self.domain.internal_error(error)
@@ -163,16 +151,12 @@ class Vcpu:
             if self.timers.expire():
                 # The guest's setting the next timer costs about as much again.
                 self._timer_cost_ns = 2 * (self.domain.clock.now() - started)
-            self._rearm()
+            self.rearm()
             self.account.publish()
-        if self._upcall_doubtful:
-            self._retry_upcall()
-        if self._callback_pending:
-            self._try_callback()
-        if self.idle_probe is not None:
-            self.idle_probe()
+        if self.upcalls.unsettled:
+            self.upcalls.work()
 
-    def _rearm(self) -> None:
+    def rearm(self) -> None:
         """Have a kick come when the next timer, or the next try to deliver an upcall, is due.
 
         The guest is let run for at least as long as the last timer kept us busy: on a slow host a guest that asks for a tick every
@@ -182,8 +166,9 @@ class Vcpu:
         whoever is kicked looks again.
         """
         deadline = self.timers.next_deadline()
-        if self._retry_at is not None:
-            deadline = self._retry_at if deadline is None else min(deadline, self._retry_at)
+        retry_at = self.upcalls.retry_at
+        if retry_at is not None:
+            deadline = retry_at if deadline is None else min(deadline, retry_at)
         if deadline is None:
             return
         delay = max(self._timer_cost_ns, deadline - self.domain.clock.now())
@@ -238,8 +223,8 @@ class Vcpu:
         call = Call(domain, self, number, args, wide=wide, checkpoint=self._checkpoint)
         with domain.host.lock:
             result = domain.dispatch(call)
-        if self._upcall_doubtful:
-            self._retry_upcall()
+        if self.upcalls.unsettled:
+            self.upcalls.work()
         return result
 
     def _checkpoint(self) -> None:
@@ -287,13 +272,7 @@ class Vcpu:
         self.domain.end(Ending(End.UNSUPPORTED, f"the processor refused to enter the guest (reason {reason:#x})"))
 
     def _on_unknown(self, reason: int) -> None:
-        if reason < 0:
-            fault = self.kvm.run.memory_fault if self.kvm.run.exit_reason == Exit.MEMORY_FAULT else None
-            where = f" at gpa {int(fault.gpa):#x}" if fault is not None else f", rip {int(self.kvm.regs.rip):#x}"
-            text = f"KVM_RUN failed with {errno.errorcode.get(-reason, reason)}{where}"
-        else:
-            text = f"KVM left the guest for reason {reason}, which xenpy does not know"
-        self.domain.end(Ending(End.UNSUPPORTED, text))
+        self.domain.end(Ending(End.UNSUPPORTED, exits.unexpected(self.kvm, reason)))
 
     # -- what hypercall handlers ask (under the host's lock) --------------------------------------------------------------
 
@@ -395,122 +374,40 @@ class Vcpu:
         """Refuse: callbacks are a PV kernel's."""
         raise XenError(Errno.ENOSYS, f"callback {type_}")
 
-    # -- time and runstate --------------------------------------------------------------------------------------------
-
-    def place_time(self) -> None:
-        """Have KVM keep vcpu_info's time current where the guest sees it."""
-        gpa = self._vcpu_info_gpa()
-        if gpa is None:
-            return
-        if self.domain.kvm_xen:
-            self.request(lambda: self.kvm.xen_set_attr(XenVcpuAttr.VCPU_INFO, gpa=gpa))
-        else:
-            self.request(lambda: self._pvclock(gpa + TIME_OFFSET))
-
-    def _pvclock(self, gpa: int) -> None:
-        self.kvm.set_msrs({MSR_KVM_SYSTEM_TIME_NEW: gpa | 1})
-
-    def _vcpu_info_gpa(self) -> int | None:
-        info = self.domain.shared_info.vcpu_info[self.vcpu_id]
-        if info.gpa is not None:
-            return info.gpa
-        if self.domain.shared_info_gfn is None or self.vcpu_id >= LEGACY_MAX_VCPUS:
-            return None
-        return (self.domain.shared_info_gfn << 12) + self.vcpu_id * VCPU_INFO_SIZE
-
-    def _area(self, address: int, *, physical: bool) -> int:
-        gpa = address if physical else self.translate(address, write=True)
-        self.domain.memory.check(gpa, 1)
-        return gpa
+    # -- time, runstate and events ------------------------------------------------------------------------------------
 
     def register_runstate(self, address: int, *, physical: bool) -> None:
         """Keep struct vcpu_runstate_info current at a guest address. Raises XenError(EFAULT)."""
-        gpa = self._area(address, physical=physical)
-        self.account.publish_at(self.domain.memory, gpa, wide=self.domain.shared_info.layout.word_bits == 64)
+        areas.register_runstate(self, address, physical=physical)
 
     def runstate(self) -> Runstate:
         """Return the vCPU's account."""
         return self.account.read()
 
     def register_time(self, address: int, *, physical: bool) -> None:
-        """Keep a second vcpu_time_info current, where the kernel can do that; else refuse with XenError(ENOSYS)."""
-        if not self.domain.kvm_xen:
-            raise XenError(Errno.ENOSYS, "KVM keeps only one clock a vCPU here")
-        gpa = self._area(address, physical=physical)
-        self.request(lambda: self.kvm.xen_set_attr(XenVcpuAttr.VCPU_TIME_INFO, gpa=gpa))
-
-    # -- events -------------------------------------------------------------------------------------------------------
+        """Keep a second vcpu_time_info current at a guest address. Raises XenError: ENOSYS, EFAULT."""
+        areas.register_time(self, address, physical=physical)
 
     def set_upcall_vector(self, vector: int) -> None:
         """Deliver upcalls as this vector through the LAPIC."""
-        self.upcall_vector = vector
-        if self.event_pending():
-            self._doubt_upcall()
+        self.upcalls.set_vector(vector)
 
     def upcall(self) -> None:
         """Get the guest to look at its pending events. Under the host's lock, from any thread."""
         if self._poll_ports:
             self._woken = True
             self._wake.notify_all()
-        if self.upcall_vector:
-            if not self.domain.vm.signal_msi(self.apic_id, self.upcall_vector):
-                self._doubt_upcall()
-        elif self.domain.callback_vector:
-            self._callback_pending = not self.domain.kvm_xen
-            self.kvm.kick()
-
-    def _doubt_upcall(self) -> None:
-        self._upcall_doubtful = True
-        self._lapic_retry_ns = _LAPIC_RETRY_NS
-        self.kvm.kick()
-
-    def _retry_upcall(self) -> None:
-        """Send a doubtful upcall's interrupt again, later and later, until the guest has seen it.
-
-        A LAPIC that is not enabled drops interrupts, and INIT clears those it has accepted. A vCPU that halts for good is let sleep.
-        """
-        if self.event_pending() and not self._halts_uninterruptibly():
-            self.domain.vm.signal_msi(self.apic_id, self.upcall_vector)
-            self._retry_after(self._lapic_retry_ns)
-            self._lapic_retry_ns = min(2 * self._lapic_retry_ns, _LAPIC_RETRY_MAX_NS)
-        else:
-            self._upcall_doubtful = False
-            self._retry_after(None)
-
-    def _retry_after(self, delay_ns: int | None) -> None:
-        self._retry_at = None if delay_ns is None else self.domain.clock.now() + delay_ns
-        self._rearm()
-
-    def _try_callback(self) -> None:
-        """Inject the callback vector as Xen does: past the LAPIC, as soon as the guest takes interrupts, without an EOI."""
-        vector = self.domain.callback_vector
-        if not vector or not self.event_pending():
-            self._callback_pending = False
-            return
-        events = self.kvm.get_events()
-        blocked = events.interrupt.shadow or events.interrupt.injected or events.exception.injected
-        if not self.kvm.regs.rflags & _RFLAGS_IF or blocked:
-            self._retry_after(_INTERRUPT_RETRY_NS)
-            return
-        self._retry_after(None)
-        events.interrupt.injected = 1
-        events.interrupt.nr = vector
-        events.interrupt.soft = 0
-        self.kvm.set_events(events)
-        if self.kvm.get_mp_state() == MpState.HALTED:
-            self.kvm.set_mp_state(MpState.RUNNABLE)
-        self._callback_pending = False
+        self.upcalls.deliver()
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def is_halted_for_good(self) -> bool:
         """Tell whether the vCPU halts with interrupts off, or was never started. In its own thread."""
-        return (
-            self.kvm.get_mp_state() in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED) or self._halts_uninterruptibly()
-        )
+        return self.kvm.get_mp_state() in (MpState.UNINITIALIZED, MpState.INIT_RECEIVED) or self.halts_uninterruptibly()
 
-    def _halts_uninterruptibly(self) -> bool:
-        return self.kvm.get_mp_state() == MpState.HALTED and not self.kvm.regs.rflags & _RFLAGS_IF
+    def halts_uninterruptibly(self) -> bool:
+        """Tell whether the vCPU halts with interrupts off. In its own thread."""
+        return self.kvm.get_mp_state() == MpState.HALTED and not self.kvm.regs.rflags & RFLAGS_IF
 
     def close(self) -> None:
         """Wait for the thread and free the vCPU."""
@@ -521,8 +418,3 @@ class Vcpu:
                 log.note(f"{self.thread.name} does not end")
                 return
         self.kvm.close()
-
-
-def callback_vector(value: int) -> int:
-    """Return the vector of HVM_PARAM_CALLBACK_IRQ's value when it names one, else 0."""
-    return value & 0xFF if value >> CALLBACK_TYPE_SHIFT == CALLBACK_TYPE_VECTOR else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
-from xenpy.kvm.constants import InternalError
+from xenpy.kvm.constants import Exit, InternalError
 
 if TYPE_CHECKING:
     from xenpy.kvm.vcpu import KvmVcpu
@@ -67,3 +68,12 @@ def internal_error(vcpu: KvmVcpu) -> str:
     }
     text = names.get(InternalError(suberror), "") if suberror in (1, 2, 3, 4) else f"internal error {suberror}"
     return f"KVM: {text} at rip {rip:#x}"
+
+
+def unexpected(vcpu: KvmVcpu, reason: int) -> str:
+    """Describe what `KvmVcpu.enter` returned when nobody knows what to do about it: an exit reason, or -errno."""
+    if reason >= 0:
+        return f"KVM left the guest for reason {reason}, which xenpy does not know"
+    fault = vcpu.run.memory_fault if vcpu.run.exit_reason == Exit.MEMORY_FAULT else None
+    where = f" at gpa {int(fault.gpa):#x}" if fault is not None else f", rip {int(vcpu.regs.rip):#x}"
+    return f"KVM_RUN failed with {errno.errorcode.get(-reason, reason)}{where}"
