@@ -19,7 +19,6 @@ MAP_PRIVATE: Final = mmap.MAP_PRIVATE
 MAP_ANONYMOUS: Final = mmap.MAP_ANONYMOUS
 MAP_FIXED: Final = 0x10  # Ref: asm-generic/mman-common.h, as the next two
 MAP_NORESERVE: Final = 0x4000
-MADV_REMOVE: Final = 9
 MADV_HUGEPAGE: Final = 14
 
 _SA_SIGINFO: Final = 4

@@ -26,24 +26,6 @@ PRIVILEGED = (
 )
 
 
-@pytest.fixture
-def store() -> Xenstore:
-    return Xenstore()
-
-
-@pytest.fixture
-def dom0(store: Xenstore) -> Peer:
-    return Peer(store)
-
-
-@pytest.fixture
-def guest(store: Xenstore) -> Peer:
-    peer = Peer(store, 5)
-    store.mkdir(HOME, ["n0", "r5"])
-    store.mkdir(f"{HOME}/data", ["n5"])
-    return peer
-
-
 @pytest.mark.parametrize("kind", PRIVILEGED)
 def test_guests_may_not_do_dom0_s_business(kind: MsgType, guest: Peer) -> None:
     assert guest.ask(kind, "5", "6") == error(Errno.EACCES)

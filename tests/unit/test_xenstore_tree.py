@@ -18,24 +18,6 @@ from xenpy.pv.xenstore.tree import Access, Caller
 HOME = "/local/domain/5"
 
 
-@pytest.fixture
-def store() -> Xenstore:
-    return Xenstore()
-
-
-@pytest.fixture
-def dom0(store: Xenstore) -> Peer:
-    return Peer(store)
-
-
-@pytest.fixture
-def guest(store: Xenstore) -> Peer:
-    peer = Peer(store, 5)
-    store.mkdir(HOME, ["n0", "r5"])
-    store.mkdir(f"{HOME}/data", ["n5"])
-    return peer
-
-
 @pytest.mark.parametrize(("raw", "path"), [(b"/a/b-c_d@1", "/a/b-c_d@1"), (b"/", "/"), (b"x/y", "/local/domain/5/x/y")])
 def test_well_formed_paths(raw: bytes, path: str) -> None:
     assert absolute(raw, HOME) == path

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from xenpy import log
+from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.builder.patch import apply, find_hypercall_sites
 from xenpy.domain import cpuid, supported
 from xenpy.domain.areas import place_time
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from xenpy.pv.evtchn import PortTable
 
 DOM0: Final = 0
-DOMID_SELF: Final = 0x7FF0
 _HYPERCALLS_PER_PAGE: Final = 128
 _STUB_SIZE: Final = 32
 _IRET: Final = 23
