@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from xenpy.abi.xenbus import XenbusState
 from xenpy.pv.xenstore.paths import domain_path
 from xenpy.pv.xenstore.tree import DOM0
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 CONSOLE_LIMIT = 1 << 20
 """Bytes of output that the console backend keeps for a reader. Ref: docs/misc/console.txt"""
-
-XENBUS_STATE_INITIALISING = 1
-"""Ref: xen/include/public/io/xenbus.h"""
 
 _READ_ONLY_DIRECTORIES = ("cpu", "memory", "device", "control", "store")
 _WRITABLE_DIRECTORIES = ("data", "drivers", "feature", "attr", "error")
@@ -170,7 +168,7 @@ def _write_console(client: Client, domid: int, console: ConsoleParams) -> None:
         "frontend": frontend,
         "frontend-id": domid,
         "online": 1,
-        "state": XENBUS_STATE_INITIALISING,
+        "state": XenbusState.Initialising.value,
         "protocol": "vt100",
     }
     client.rm(backend)
@@ -183,3 +181,74 @@ def _write_console(client: Client, domid: int, console: ConsoleParams) -> None:
     device = f"/libxl/{domid}/device/console/0"
     client.write(f"{device}/frontend", frontend)
     client.write(f"{device}/backend", backend)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParams:
+    """A split device: where its two ends are in the tree."""
+
+    domid: int
+    kind: str
+    devid: int
+
+    @property
+    def frontend_path(self) -> str:
+        """Return the directory of the guest's end."""
+        return f"{domain_path(self.domid)}/device/{self.kind}/{self.devid}"
+
+    @property
+    def backend_path(self) -> str:
+        """Return the directory of our end."""
+        return f"{domain_path(DOM0)}/backend/{self.kind}/{self.domid}/{self.devid}"
+
+    @property
+    def error_path(self) -> str:
+        """Return the node for what went wrong at our end. Ref: docs/misc/xenstore-paths.pandoc, ~/error"""
+        return f"{domain_path(DOM0)}/error/backend/{self.kind}/{self.domid}/{self.devid}/error"
+
+    @property
+    def toolstack_path(self) -> str:
+        """Return the directory of the toolstack's own record."""
+        return f"/libxl/{self.domid}/device/{self.kind}/{self.devid}"
+
+
+def add_device(
+    store: Xenstore,
+    device: DeviceParams,
+    backend: Mapping[str, str | int],
+    frontend: Mapping[str, str | int],
+) -> None:
+    """Write both ends of a device, in state Initialising, so that the guest finds it; what was there is replaced."""
+    domid = device.domid
+    shared_backend: dict[str, str | int] = {"frontend": device.frontend_path, "frontend-id": domid, "online": 1}
+    shared_frontend: dict[str, str | int] = {"backend": device.backend_path, "backend-id": DOM0}
+    state = {"state": XenbusState.Initialising.value}
+    ends = (
+        (device.backend_path, [f"n{DOM0}", f"r{domid}"], shared_backend | dict(backend) | state),
+        (device.frontend_path, [f"n{domid}", f"r{DOM0}"], shared_frontend | dict(frontend) | state),
+        (
+            device.toolstack_path,
+            [f"n{DOM0}"],
+            {"frontend": device.frontend_path, "backend": device.backend_path} | dict(backend),
+        ),
+    )
+
+    def write(client: Client) -> None:
+        for path, perms, nodes in ends:
+            client.rm(path)
+            client.mkdir(path, perms)
+            for name, value in nodes.items():
+                client.write(f"{path}/{name}", value)
+
+    store.atomically(write)
+
+
+def remove_device(store: Xenstore, device: DeviceParams) -> None:
+    """Remove both ends of a device, and what was written about its errors."""
+
+    def remove(client: Client) -> None:
+        for path in (device.frontend_path, device.backend_path, device.toolstack_path):
+            client.rm(path)
+        client.rm(device.error_path.removesuffix("/error"))
+
+    store.atomically(remove)
