@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from xenpy.devices.console import ConsoleRing
+from xenpy.devices.registry import DeviceOptions, Devices
 from xenpy.domain.domain import Domain
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.idle import HaltWatch
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from xenpy.config import DomainConfig
     from xenpy.pv.evtchn import PortTable
+    from xenpy.pv.gnttab import GrantMapping
 
 
 def _ignore_end(_domain: Domain) -> None:
@@ -41,17 +43,18 @@ _GREF_XENSTORE = 1
 
 
 class Guest:
-    """A domain with its console, xenstore ring and halt watch: what `Host.create` returns."""
+    """A domain with its console, xenstore ring, devices and halt watch: what `Host.create` returns."""
 
-    def __init__(self, host: Host, domain: Domain, sink: Callable[[bytes], int]) -> None:
+    def __init__(self, host: Host, domain: Domain, devices: Devices, sink: Callable[[bytes], int]) -> None:
         self.host = host
         self.domain = domain
+        self.devices = devices
         self._ports: list[int] = []
         store_port = self._connect(HVM_PARAM.STORE_EVTCHN)
         console_port = self._connect(HVM_PARAM.CONSOLE_EVTCHN)
         ours_store, ours_console = self._ports
-        self.ring = Ring(host.store, domain.domid, self._page(domain.store_gfn), lambda: host.send_if_bound(ours_store))
-        self.console = ConsoleRing(self._page(domain.console_gfn), lambda: host.send_if_bound(ours_console), sink)
+        self.ring = Ring(host.store, domain.domid, self._page(domain.store_gfn), lambda: host.notify(ours_store))
+        self.console = ConsoleRing(self._page(domain.console_gfn), lambda: host.notify(ours_console), sink)
         host.ports.set_handler(ours_store, self.ring.on_event)
         host.ports.set_handler(ours_console, self.console.on_event)
         domain.gnttab.seed(_GREF_CONSOLE, DOM0, domain.console_gfn)
@@ -64,6 +67,7 @@ class Guest:
             console=ConsoleParams(RingParams(domain.console_gfn, console_port)),
         )  # fmt: skip
         introduce_domain(host.store, params, self.ring.connection)
+        devices.start()
         self._halt_watch: HaltWatch | None = None
 
     def _connect(self, param: HVM_PARAM) -> int:
@@ -98,10 +102,10 @@ class Guest:
         if self.domain.ending is None:
             self.domain.end(Ending(End.DESTROYED))
         self.domain.wait_closed(10)
+        self.devices.close()
         with self.host.lock:
             for port in self._ports:
-                self.host.ports.set_handler(port, None)
-                self.host.ports.close(port)
+                self.host.unbind(port)
             self.ring.detach()
             release_domain(self.host.store, self.domain.domid)
             self.host.domains.pop(self.domain.domid, None)
@@ -131,7 +135,7 @@ class Host:
         except KeyError:
             raise XenError(Errno.ESRCH, f"no domain {domid}") from None
 
-    def create(self, config: DomainConfig, sink: Callable[[bytes], int]) -> Guest:
+    def create(self, config: DomainConfig, sink: Callable[[bytes], int], options: DeviceOptions | None = None) -> Guest:
         """Build a guest, not yet running; `sink` takes console output and returns how many bytes it took.
 
         Raises ConfigError, HostError.
@@ -140,13 +144,40 @@ class Host:
 
         dispatch.load()
         domid = self._next_domid
-        domain = Domain(self, domid, config)
+        devices = Devices(self, domid, options or DeviceOptions())
+        try:
+            devices.open(config)
+            domain = Domain(self, domid, config)
+        except BaseException:
+            devices.close()
+            raise
         self._next_domid += 1
         self.domains[domid] = domain
         with self.lock:
-            return Guest(self, domain, sink)
+            return Guest(self, domain, devices, sink)
 
-    def send_if_bound(self, port: int) -> None:
+    # -- what backends ask for, see xenpy.devices.xenbus.Services -----------------------------------------------------
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Make a call in the loop's thread; from any thread."""
+        self.loop.call_soon(callback)
+
+    def map_page(self, domid: int, gref: int, *, readonly: bool = False) -> GrantMapping:
+        """Map a page that a guest granted to us; under the lock. Raises GrantError, XenError(ESRCH)."""
+        return self.domain(domid).gnttab.map_page(DOM0, gref, readonly=readonly)
+
+    def bind(self, domid: int, port: int, handler: Callable[[], None]) -> int:
+        """Bind to a port that a guest left for us, and return ours; under the lock. Raises XenError."""
+        ours = self.ports.bind_interdomain(domid, port)
+        self.ports.set_handler(ours, handler)
+        return ours
+
+    def unbind(self, port: int) -> None:
+        """Close a port of ours; under the lock."""
+        self.ports.set_handler(port, None)
+        self.ports.close(port)
+
+    def notify(self, port: int) -> None:
         """Send one of our ports, unless the guest has closed its end."""
         with self.lock:
             try:

@@ -281,8 +281,8 @@ class Backend(ABC):
             drained = self._drained = threading.Event()
 
             def done() -> None:
-                drained.set()
                 self.services.call_soon(self._on_drained)
+                drained.set()  # last: who waits for it may end the loop next
 
             self.disconnect(done)
 

@@ -1,0 +1,93 @@
+"""Which backend serves which kind of device, and the devices that one guest has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from xenpy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xenpy.config import DomainConfig
+    from xenpy.devices.xenbus import Backend, Services
+
+BACKENDS: Final[Mapping[str, str]] = {"vbd": "xenpy.devices.vbd"}
+"""Kind of device -> the module whose `create(services, domid, record, options)` makes its backend; imported when a guest has one.
+
+`create` opens what the device has of the host and raises ConfigError or HostError; `record` is the configuration's.
+"""
+
+FIELDS: Final[Mapping[str, str]] = {"disks": "vbd"}
+"""Field of a configuration that holds records -> the kind of device they describe."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """What is decided for all devices of a guest, beside its configuration."""
+
+    ephemeral_disks: bool = False
+    """What the guest writes goes to temporary files and is gone with it."""
+
+
+class Devices:
+    """The split devices of one guest, by kind and number; they come and go at run time."""
+
+    def __init__(self, services: Services, domid: int, options: DeviceOptions) -> None:
+        self._services = services
+        self._domid = domid
+        self._options = options
+        self._backends: dict[tuple[str, int], Backend] = {}
+
+    def open(self, config: DomainConfig) -> None:
+        """Make the backends of a configuration, without showing them to the guest. Raises ConfigError, HostError."""
+        for field, kind in FIELDS.items():
+            for record in getattr(config, field):
+                self._create(kind, record)
+
+    def start(self) -> None:
+        """Show the guest its devices; when its tree exists and before it runs."""
+        for backend in self._backends.values():
+            backend.start()
+
+    def plug(self, kind: str, record: Any) -> Backend:
+        """Add a device to a guest that runs. Raises ConfigError, HostError."""
+        backend = self._create(kind, record)
+        backend.start()
+        return backend
+
+    def _create(self, kind: str, record: Any) -> Backend:
+        backend: Backend = import_module(BACKENDS[kind]).create(self._services, self._domid, record, self._options)
+        key = kind, backend.params.devid
+        if key in self._backends:
+            backend.release()
+            raise ConfigError(f"{kind} {backend.params.devid} exists already")
+        backend.on_gone = lambda backend: self._forget(key, backend)
+        self._backends[key] = backend
+        return backend
+
+    def _forget(self, key: tuple[str, int], backend: Backend) -> None:
+        if self._backends.get(key) is backend:
+            del self._backends[key]
+
+    def find(self, kind: str, devid: int) -> Backend | None:
+        """Return a device that the guest has."""
+        return self._backends.get((kind, devid))
+
+    def unplug(self, kind: str, devid: int, *, force: bool = False) -> None:
+        """Ask the guest to give up a device, or take it away without asking. Raises ConfigError if it has none such."""
+        backend = self.find(kind, devid)
+        if backend is None:
+            raise ConfigError(f"there is no {kind} {devid}")
+        if force:
+            backend.close()
+            self._forget((kind, devid), backend)
+        else:
+            backend.unplug()
+
+    def close(self) -> None:
+        """Take all devices away, and wait until nothing of the guest's is used; the caller must not hold the host's lock."""
+        while self._backends:
+            self._backends.popitem()[1].close()
