@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from xenpy.devices.console import ConsoleRing
 from xenpy.devices.registry import DeviceOptions, Devices
-from xenpy.domain.domain import Domain
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.idle import HaltWatch
+from xenpy.domain.make import make_domain
 from xenpy.errors import Errno, XenError
 from xenpy.kvm.system import Kvm
 from xenpy.loop import Loop
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.evtchn import HostPorts
-from xenpy.pv.hvm_params import HVM_PARAM
 from xenpy.pv.xenstore import Ring, Xenstore
 from xenpy.pv.xenstore.toolstack import (
     ConsoleParams,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config import DomainConfig
+    from xenpy.domain.domain import Domain
     from xenpy.pv.evtchn import PortTable
     from xenpy.pv.gnttab import GrantMapping
 
@@ -50,8 +50,8 @@ class Guest:
         self.domain = domain
         self.devices = devices
         self._ports: list[int] = []
-        store_port = self._connect(HVM_PARAM.STORE_EVTCHN)
-        console_port = self._connect(HVM_PARAM.CONSOLE_EVTCHN)
+        store_port, console_port = self._connect(), self._connect()
+        domain.set_ports(store_port, console_port)
         ours_store, ours_console = self._ports
         self.ring = Ring(host.store, domain.domid, self._page(domain.store_gfn), lambda: host.notify(ours_store))
         self.console = ConsoleRing(self._page(domain.console_gfn), lambda: host.notify(ours_console), sink)
@@ -70,11 +70,10 @@ class Guest:
         devices.start()
         self._halt_watch: HaltWatch | None = None
 
-    def _connect(self, param: HVM_PARAM) -> int:
+    def _connect(self) -> int:
         """Make an event channel between the guest and us; return the guest's port."""
         port = self.domain.evtchn.alloc_unbound(DOM0)
         self._ports.append(self.host.ports.bind_interdomain(self.domain.domid, port))
-        self.domain.hvm_params.values[param] = port
         return port
 
     def _page(self, gfn: int) -> memoryview:
@@ -83,7 +82,8 @@ class Guest:
     def start(self) -> None:
         """Let the guest run."""
         self.domain.start()
-        self._halt_watch = HaltWatch(self.domain)
+        if not self.domain.is_pv:  # a PV guest says so when it ends
+            self._halt_watch = HaltWatch(self.domain)
 
     def request_shutdown(self, how: str = "poweroff") -> None:
         """Ask the guest to end: `how` is poweroff, reboot, halt or suspend. Ref: xenstore-paths, control/shutdown"""
@@ -147,7 +147,7 @@ class Host:
         devices = Devices(self, domid, options or DeviceOptions())
         try:
             devices.open(config)
-            domain = Domain(self, domid, config)
+            domain = make_domain(self, domid, config)
         except BaseException:
             devices.close()
             raise

@@ -1,34 +1,27 @@
-"""A PVH domain, from configuration to ending.
-
-Ref: xen-doc misc/pvh.pandoc
-"""
+"""A domain: what PVH and PV have in common, from configuration to ending."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from xenpy import log
 from xenpy.abi.event_channel import DOMID_SELF
-from xenpy.builder.patch import apply, find_hypercall_sites
-from xenpy.domain import cpuid, supported
-from xenpy.domain.areas import place_time
+from xenpy.domain import supported
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
-from xenpy.domain.hvm_context import make_first, pvh_entry
-from xenpy.domain.upcalls import callback_vector
-from xenpy.domain.vcpu import HYPERCALL_PORT, Vcpu
 from xenpy.domain.watchdogs import Watchdogs
-from xenpy.errors import Errno, HostError, XenError
+from xenpy.errors import HostError
 from xenpy.hypercalls.dispatch import dispatch
-from xenpy.kvm.constants import MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig
+from xenpy.kvm.constants import Cap
 from xenpy.kvm.vm import Vm
-from xenpy.memory import PAGE_SHIFT, PAGE_SIZE, FramePool, GuestMemory
+from xenpy.memory import PAGE_SHIFT, FramePool, GuestMemory
 from xenpy.pv.evtchn import EventChannels
 from xenpy.pv.gnttab import GrantTable
-from xenpy.pv.hvm_params import HVM_PARAM, HvmParams
+from xenpy.pv.hvm_params import HvmParams
 from xenpy.pv.shared_info import SharedInfo
 from xenpy.pv.time import SystemClock
 from xenpy.pv.version import XenVersion
@@ -38,14 +31,11 @@ if TYPE_CHECKING:
 
     from xenpy.config import DomainConfig
     from xenpy.domain.services import Services
+    from xenpy.domain.vcpu import Vcpu
     from xenpy.hypercalls.call import Call
     from xenpy.pv.evtchn import PortTable
 
 DOM0: Final = 0
-_HYPERCALLS_PER_PAGE: Final = 128
-_STUB_SIZE: Final = 32
-_IRET: Final = 23
-_XEN_MSR_COUNT: Final = 16
 _BALLOON_SLACK_PAGES: Final = 256
 
 
@@ -53,13 +43,16 @@ def _ignore_output(_data: bytes) -> None:
     """Drop what nobody asked for."""
 
 
-class Domain:
-    """A PVH domain.
+class Domain(ABC):
+    """A domain. Raises ConfigError for a kernel that cannot be one of its kind and HostError where KVM lacks something."""
 
-    Raises ConfigError for a kernel that cannot be one and HostError where KVM lacks something.
-    """
-
-    is_pv = False
+    is_pv: bool
+    kvm_xen = False
+    """Whether KVM's Xen support is in use."""
+    store_gfn: int
+    console_gfn: int
+    """Where the rings of xenstore and console are, in the guest-physical space."""
+    e820: Sequence[tuple[int, int, int]]
 
     def __init__(self, host: Services, domid: int, config: DomainConfig) -> None:
         supported.check(config)
@@ -76,12 +69,11 @@ class Domain:
         self.on_emergency_output: Callable[[bytes], None] = _ignore_output
         self.shutdown_code: int | None = None
         self.vm_assist = 0
-        self.callback_vector = 0
         self.shared_info_gfn: int | None = None
         self.dispatch: Callable[[Call], int] = dispatch
         self.clock = SystemClock()
         self.watchdogs = Watchdogs(self)
-        self.vcpus: list[Vcpu] = []
+        self._vcpus: list[Vcpu] = []
         self._closed = False
         self.memory = GuestMemory()
         self.frames = FramePool()
@@ -93,9 +85,21 @@ class Domain:
 
     # -- building -----------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _build(self) -> None:
+        """Make the VM, load the kernel, make the vCPUs."""
+
+    def _make_vm(self, *needed: Cap) -> None:
+        kvm = self.host.kvm
+        missing = [cap.name for cap in (*needed, Cap.SYNC_REGS, Cap.IMMEDIATE_EXIT) if not kvm.check(cap)]
+        if missing:
+            raise HostError(f"/dev/kvm of this kernel lacks {', '.join(missing)}: Linux 5.10 or later is needed")
+        self.vm = Vm(kvm)
+        self.memory.on_region = self.vm.set_region
+
+    def _make_state(self) -> None:
+        """Make what a domain shares with its hypervisor."""
         config, vcpus = self.config, self.config.maxvcpus
-        self._make_vm()
         self.shared_info = SharedInfo(self.frames, self.memory, vcpus)
         self.evtchn = EventChannels(
             self.domid, self.shared_info, self.memory, vcpus, lookup=self._peer_ports, upcall=self._upcall,
@@ -106,61 +110,19 @@ class Domain:
             max_maptrack_frames=config.max_maptrack_frames, max_version=config.max_grant_version,
         )  # fmt: skip
         self.hvm_params = HvmParams()
-        self._load_kernel()
-        self.max_pages = max((config.maxmem_mib << 20) >> PAGE_SHIFT, self.memory.ram_pages) + _BALLOON_SLACK_PAGES
-        self._write_wallclock()
-        host_leaves = self.host.kvm.supported_cpuid()
-        for vcpu_id in range(vcpus):
-            vcpu = Vcpu(self, vcpu_id)
-            khz = vcpu.kvm.tsc_khz()
-            vcpu.kvm.set_cpuid(cpuid.policy(host_leaves, self.version, self.domid, vcpu_id, vcpus, khz))
-            # Emulated SVM hosts do not tell KVM of a guest's XSETBV, and CPUID would go on reporting the size for XCR0 = 1.
-            if features := cpuid.xcr0_features(host_leaves):
-                vcpu.kvm.set_xcr0(features)
-            self.vcpus.append(vcpu)
-        make_first(self.vcpus[0].kvm, pvh_entry(self.entry, self.start_info))
 
-    def _make_vm(self) -> None:
-        kvm = self.host.kvm
-        missing = [cap.name for cap in (Cap.SPLIT_IRQCHIP, Cap.SYNC_REGS, Cap.IMMEDIATE_EXIT) if not kvm.check(cap)]
-        if missing:
-            raise HostError(f"/dev/kvm of this kernel lacks {', '.join(missing)}: Linux 5.10 or later is needed")
-        offered = kvm.check(Cap.XEN_HVM)
-        wanted = XenConfig.INTERCEPT_HCALL
-        self.kvm_xen = bool(offered & wanted) and self.config.kvm_xen is not False
-        if self.config.kvm_xen and not self.kvm_xen:
-            raise HostError("xenpy_kvm_xen = 1, but this kernel's KVM has no Xen support (CONFIG_KVM_XEN)")
-        self.vm = Vm(kvm)
-        self.vm.split_irqchip()
-        self.memory.on_region = self.vm.set_region
-        if self.kvm_xen:
-            self.vm.xen_hvm_config(wanted, cpuid.XEN_MSR)  # without an MSR the kernel leaves its Xen support off
-        self.vm.trap_msrs([(cpuid.XEN_MSR, _XEN_MSR_COUNT)], MSR_EXIT_REASON_FILTER)
-
-    def _load_kernel(self) -> None:
-        from xenpy.builder.kernel import load_kernel
-        from xenpy.builder.layout import CONSOLE_GFN, XENSTORE_GFN
-        from xenpy.builder.pvh import build_pvh
-
+    def _set_max_pages(self) -> None:
         config = self.config
-        with load_kernel(config.kernel) as kernel:
-            start = build_pvh(
-                self.memory,
-                kernel,
-                size=config.maxmem_mib << 20,
-                cmdline=config.cmdline,
-                ramdisk=config.ramdisk,
-                vcpus=config.vcpus,
-                max_vcpus=config.maxvcpus,
-                apic_id=cpuid.apic_id,
-            )
-            if not self.kvm_xen:
-                apply(self.memory, find_hypercall_sites(kernel), HYPERCALL_PORT, moved=start.load_offset)
-        self.entry, self.start_info, self.e820 = start.entry_eip, start.start_info_gpa, start.memory_map
-        self.store_gfn, self.console_gfn = XENSTORE_GFN, CONSOLE_GFN
-        values = self.hvm_params.values
-        values[HVM_PARAM.STORE_PFN], values[HVM_PARAM.CONSOLE_PFN] = self.store_gfn, self.console_gfn
-        values[HVM_PARAM.TRIPLE_FAULT_REASON] = SHUTDOWN_ENDS.index(End.REBOOT)
+        self.max_pages = max((config.maxmem_mib << 20) >> PAGE_SHIFT, self.memory.ram_pages) + _BALLOON_SLACK_PAGES
+
+    @property
+    def vcpus(self) -> Sequence[Vcpu]:
+        """Return the domain's vCPUs by number."""
+        return self._vcpus
+
+    @abstractmethod
+    def set_ports(self, store: int, console: int) -> None:
+        """Tell the guest the event channels of its xenstore and console rings."""
 
     def _write_wallclock(self) -> None:
         seconds, nanoseconds = self.clock.wallclock()
@@ -179,13 +141,13 @@ class Domain:
     def start(self) -> None:
         """Let the vCPUs run."""
         self.vm.set_clock(self.clock.now())
-        for vcpu in self.vcpus:
+        for vcpu in self._vcpus:
             vcpu.start()
 
     def pause(self) -> None:
         """Stop the vCPUs before they next enter the guest."""
         self.paused = True
-        for vcpu in self.vcpus:
+        for vcpu in self._vcpus:
             vcpu.kick()
 
     def unpause(self) -> None:
@@ -209,7 +171,7 @@ class Domain:
                 return
             self.ending = ending
         self.unpause()
-        for vcpu in self.vcpus:
+        for vcpu in self._vcpus:
             vcpu.kick()
         self.host.ended(self)
 
@@ -227,9 +189,9 @@ class Domain:
             traceback.print_exception(error, file=sys.stderr)
         self.end(Ending(End.INTERNAL, f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"))
 
+    @abstractmethod
     def unsupported_hint(self) -> str:
         """Return what to add to the report of an instruction KVM cannot emulate."""
-        return ' (this host interprets ring 0: run it as type="pv", or with --host emulated)'
 
     def close(self) -> None:
         """Free everything the domain holds; idempotent."""
@@ -240,7 +202,7 @@ class Domain:
             self.ending = Ending(End.DESTROYED)
         self.unpause()
         self.watchdogs.close()
-        for vcpu in self.vcpus:
+        for vcpu in self._vcpus:
             vcpu.close()
         if hasattr(self, "evtchn"):
             with self.host.lock:
@@ -270,11 +232,11 @@ class Domain:
         return self.peer(domid).gnttab
 
     def _upcall(self, vcpu_id: int) -> None:
-        if vcpu_id < len(self.vcpus):
-            self.vcpus[vcpu_id].upcall()
+        if vcpu_id < len(self._vcpus):
+            self._vcpus[vcpu_id].upcall()
 
     def _wake_poller(self, port: int) -> None:
-        for vcpu in self.vcpus:
+        for vcpu in self._vcpus:
             vcpu.wake_if_polling(port)
 
     def set_watchdog(self, timer_id: int, timeout_s: int) -> int:
@@ -289,70 +251,22 @@ class Domain:
         """Log a message about the guest, once per key."""
         log.once(f"{self.domid}:{key}", f"{self.name}: {message}")
 
+    @abstractmethod
     def shared_info_placed(self, gfn: int) -> None:
         """Take note that the guest has placed shared_info at a gfn."""
-        self.shared_info_gfn = gfn
-        self._word_size_changed()
-        for vcpu in self.vcpus:
-            place_time(vcpu)
 
-    def _word_size_changed(self) -> None:
-        """Write what lies elsewhere in the other layout, and tell KVM."""
-        self._write_wallclock()
-        if self.kvm_xen:
-            self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=self.shared_info.layout.word_bits == 64)
-
+    @abstractmethod
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
-        place_time(self.vcpus[vcpu_id])
 
+    @abstractmethod
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""
-        self.callback_vector = callback_vector(self.hvm_params.values[HVM_PARAM.CALLBACK_IRQ])
-        self._word_size_changed()
-        if self.kvm_xen:
-            self.vm.xen_set_attr(XenAttr.UPCALL_VECTOR, vector=self.callback_vector)
-        for vcpu in self.vcpus:
-            if vcpu.event_pending():
-                vcpu.upcall()
-
-    def fill_hypercall_page(self, gpa: int, *, wide: bool) -> None:
-        """Write the hypercall stubs into a page of the guest's; its word size is from now on that of the code that asked.
-
-        Raises XenError(EINVAL, EFAULT).
-        """
-        if gpa % PAGE_SIZE:
-            raise XenError(Errno.EINVAL, f"hypercall page at gpa {gpa:#x}")
-        self.memory.write(gpa, hypercall_page(in_kernel=self.kvm_xen, amd=self._is_amd()))
-        self.shared_info.set_word_size(64 if wide else 32)
-        self._word_size_changed()
-
-    def _is_amd(self) -> bool:
-        return any(
-            leaf == 0 and registers[1] in _AMD_VENDORS for leaf, _, _, registers in self.host.kvm.supported_cpuid()
-        )
 
     def wait_closed(self, seconds: float) -> bool:
         """Wait for all vCPU threads to end; tell whether they did."""
         deadline = time.monotonic() + seconds
-        for vcpu in self.vcpus:
+        for vcpu in self._vcpus:
             if vcpu.thread is not None:
                 vcpu.thread.join(max(0.0, deadline - time.monotonic()))
         return not any(vcpu.thread is not None and vcpu.thread.is_alive() for vcpu in self.vcpus)
-
-
-_AMD_VENDORS: Final = (0x6874_7541, 0x6F67_7948)  # EBX of leaf 0: "Auth"enticAMD, "Hygo"nGenuine
-
-
-def hypercall_page(*, in_kernel: bool, amd: bool) -> bytes:
-    """Return 128 stubs of 32 bytes, which serve 32- and 64-bit code alike.
-
-    Each is mov eax, number; VMCALL, VMMCALL or OUT; ret. iret cannot be called this way: UD2, as Xen has it.
-    """
-    vmcall = bytes.fromhex("0f01d9" if amd else "0f01c1")
-    leave = vmcall if in_kernel else bytes((0xE7, HYPERCALL_PORT))
-    stubs: Sequence[bytes] = [
-        b"\x0f\x0b" if number == _IRET else b"\xb8" + number.to_bytes(4, "little") + leave + b"\xc3"
-        for number in range(_HYPERCALLS_PER_PAGE)
-    ]
-    return b"".join(stub.ljust(_STUB_SIZE, b"\xcc") for stub in stubs)

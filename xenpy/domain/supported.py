@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
 
 NO_BACKEND: Final = {
-    "disk": "disks",
     "vif": "vifs",
     "p9": "p9",
     "channel": "channels",

@@ -12,7 +12,7 @@ from xenpy.kvm.constants import MpState
 from xenpy.pv.hvm_params import CALLBACK_TYPE_SHIFT, CALLBACK_TYPE_VECTOR
 
 if TYPE_CHECKING:
-    from xenpy.domain.vcpu import Vcpu
+    from xenpy.domain.pvh_vcpu import PvhVcpu
 
 RFLAGS_IF: Final = 1 << 9
 _INTERRUPT_RETRY_NS: Final = 200_000
@@ -28,14 +28,12 @@ def callback_vector(value: int) -> int:
 class Upcalls:
     """The delivery of one vCPU's upcalls."""
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    def __init__(self, vcpu: PvhVcpu) -> None:
         self._vcpu = vcpu
         self.vector = 0
         """The vector through the LAPIC; 0 while the guest has not chosen one."""
         self.unsettled = False
         """Whether `work` has something to do when the vCPU's thread is out of the guest."""
-        self.retry_at: int | None = None
-        """The system time at which `work` wants to be called again."""
         self._lapic_retry_ns = _LAPIC_RETRY_NS
 
     def set_vector(self, vector: int) -> None:
@@ -101,8 +99,8 @@ class Upcalls:
 
     def _settle(self) -> None:
         self.unsettled = False
-        self.retry_at = None
+        self._vcpu.retry_at = None
 
     def _retry_after(self, delay_ns: int) -> None:
-        self.retry_at = self._vcpu.domain.clock.now() + delay_ns
+        self._vcpu.retry_at = self._vcpu.domain.clock.now() + delay_ns
         self._vcpu.rearm()
