@@ -26,7 +26,10 @@ class Moves(Encoder):
                 raise AssemblerError(f"mov {dst}, {src}: no such instruction")
             self._modrm(b"\x8e", dst.code, src, NO_PREFIX)
         elif isinstance(src, Segment) and isinstance(dst, Reg | Mem):
-            self._modrm(b"\x8c", src.code, dst, NO_PREFIX if isinstance(dst, Mem) else self._wide("mov", size, dst))
+            cut = (
+                isinstance(dst, Reg) and self._wide("mov", size, dst) == 2
+            )  # 4 bytes clear the rest, memory gets 2 anyway
+            self._modrm(b"\x8c", src.code, dst, 2 if cut else NO_PREFIX)
         elif isinstance(dst, Reg) and isinstance(src, Control | Debug) and dst.size == 8:
             self._modrm(b"\x0f\x20" if isinstance(src, Control) else b"\x0f\x21", src.code, dst, NO_PREFIX)
         elif isinstance(src, Reg) and isinstance(dst, Control | Debug) and src.size == 8:
