@@ -165,7 +165,7 @@ def _fitting_layout(name: str, image: PvImage, initrd: Ramdisk, nr_pages: int, l
 def _encode_cmdline(kernel: KernelImage, cmdline: str) -> bytes:
     encoded = cmdline.encode("utf-8", "surrogateescape")
     if b"\0" in encoded:
-        raise ConfigError("the kernel command line contains a NUL")
+        raise ConfigError("the kernel command line contains a NUL; text without one would be right")
     most = min(MAX_GUEST_CMDLINE - 1, kernel.cmdline_max or MAX_GUEST_CMDLINE)
     if len(encoded) > most:
         raise ConfigError(

@@ -71,6 +71,9 @@ class PvImage(NamedTuple):
             raise ConfigError(f"{name}: XEN_ELFNOTE_VIRT_BASE is {virt_base:#x}; a page's address would be right")
         pages = _kernel_pages(kernel, offset)
         start, end = virt_base + (pages.pfn << PAGE_SHIFT), virt_base + (pages.end << PAGE_SHIFT)
+        _check_space(
+            str(name), f"the kernel (its physical addresses less XEN_ELFNOTE_PADDR_OFFSET {offset:#x})", start, end
+        )
         entry = kernel.elf.entry if notes.entry is None else notes.entry
         if not start <= entry < end:
             raise ConfigError(
