@@ -1,0 +1,41 @@
+"""Keyword arguments as settings of a configuration."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from xenpy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from xenpy.config import DomainConfig
+
+Setting = str | int | os.PathLike[str] | list[str] | tuple[str, ...]
+"""The value of an xl.cfg key; True and False are 1 and 0."""
+
+
+def load_with(path: str | os.PathLike[str], settings: Mapping[str, Setting]) -> DomainConfig:
+    """Return the configuration in a file with `settings` in place of its own. Raises ConfigError."""
+    from xenpy.config import load
+
+    return load(os.fspath(path), [f"{key}={_value(key, value)}" for key, value in settings.items()])
+
+
+def _value(key: str, value: Setting) -> str:
+    if isinstance(value, int):
+        return str(int(value))
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_quoted(key, item) for item in value)}]"
+    return _quoted(key, value)
+
+
+def _quoted(key: str, value: str | os.PathLike[str]) -> str:
+    """Return a string in the grammar's quotes. Ref: xlcfg grammar, strings end with their line"""
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"setting {key}: {value!r} is neither text, a number nor a list of texts")
+    text = os.fspath(value)
+    for char, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):
+        text = text.replace(char, escape)
+    return f'"{text}"'
