@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from xenpy.devices.console import ConsoleRing
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config import DomainConfig
+    from xenpy.devices.vif.switch import Switches
     from xenpy.domain.domain import Domain
     from xenpy.pv.evtchn import PortTable
     from xenpy.pv.gnttab import GrantMapping
@@ -171,6 +173,13 @@ class Host:
         ours = self.ports.bind_interdomain(domid, port)
         self.ports.set_handler(ours, handler)
         return ours
+
+    @cached_property
+    def switches(self) -> Switches:
+        """Return the switches between this host's guests; imported when a guest has an interface."""
+        from xenpy.devices.vif.switch import Switches
+
+        return Switches()
 
     def unbind(self, port: int) -> None:
         """Close a port of ours; under the lock."""

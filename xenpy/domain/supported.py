@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
 
 NO_BACKEND: Final = {
-    "vif": "vifs",
     "p9": "p9",
     "channel": "channels",
     "vfb": "vfbs",
