@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+TYPE_CHECKING = False  # type checkers take it for True; importing typing would take longer than all the rest
 
 if TYPE_CHECKING:
     from xenpy.api.console import Console
@@ -35,7 +35,7 @@ __all__ = [
     "XenpyError",
 ]
 
-_HOMES: Final = {  # imported at first use: `import xenpy` alone costs next to nothing
+_HOMES = {  # imported at first use: `import xenpy` alone costs next to nothing
     "xenpy.api.console": ("Console",),
     "xenpy.api.errors": ("GuestEnded", "Timeout"),
     "xenpy.api.events": ("EventChannel",),

@@ -54,7 +54,8 @@ class Guest:
         self.host = Host() if host is None else host
         self.config = config
         self._paused = paused
-        self._started = self._closed = False
+        self._started = False
+        self.closed = False
         self._progress = Progress(config.name, self._last_words, timeout_s=timeout)
         self.console = Console(self._progress, self._write)
         """The PV console, hvc0 in Linux."""
@@ -185,7 +186,7 @@ class Guest:
 
     def close(self) -> None:
         """End the guest if it lives and free all it holds but its output; idempotent."""
-        if not self._closed:
+        if not self.closed:
             if self._started:
                 self.destroy()
             self.host.call(self._release)
@@ -194,9 +195,9 @@ class Guest:
 
     def _release(self) -> None:
         """Free the domain. In the loop's thread."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.host.guests.remove(self)
         self._core.close()
         if self.ending is None:
@@ -232,8 +233,8 @@ class Guest:
     def _write(self, data: bytes) -> int:
         """Give the console input; return how much it took."""
         with self.host.lock:
-            taken = data[: max(0, self._core.console.room)] if not self._closed else data
-            if taken and not self._closed:
+            taken = data[: max(0, self._core.console.room)] if not self.closed else data
+            if taken and not self.closed:
                 self._core.console.send_input(taken)
         return len(taken)
 
@@ -276,7 +277,7 @@ class Guest:
             return [action(*piece) for piece in self._processors.pages(gva, size, vcpu)]
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise self._progress.ended("and is closed")
 
     def _check_alive(self, remark: str) -> None:

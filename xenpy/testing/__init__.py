@@ -1,1 +1,1 @@
-"""..."""
+"""What test rigs use beside the API: the pytest plugin."""
