@@ -56,11 +56,11 @@ class FramePool:
     """
 
     def __init__(self, pages: int = 1024) -> None:
-        self._fd = os.memfd_create("xenpy-frames", os.MFD_CLOEXEC)
-        self._size = pages << PAGE_SHIFT
-        os.ftruncate(self._fd, self._size)
-        self._hva = libc.map_memory(0, self._size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, self._fd)
-        self._view = libc.buffer(self._hva, self._size)
+        self.fd = os.memfd_create("xenpy-frames", os.MFD_CLOEXEC)
+        self.size = pages << PAGE_SHIFT
+        os.ftruncate(self.fd, self.size)
+        self._hva = libc.map_memory(0, self.size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, self.fd)
+        self._view = libc.buffer(self._hva, self.size)
         self._free: list[int] = []
         self._next = 0
 
@@ -69,12 +69,12 @@ class FramePool:
         if self._free:
             offset = self._free.pop()
             self._view[offset : offset + PAGE_SIZE] = bytes(PAGE_SIZE)
-        elif self._next < self._size:
+        elif self._next < self.size:
             offset = self._next
             self._next += PAGE_SIZE
         else:
             raise XenError(Errno.ENOMEM, "hypervisor frame pool exhausted")
-        return Frame(self._fd, offset)
+        return Frame(self.fd, offset)
 
     def free(self, frame: Frame) -> None:
         """Give a page back."""
@@ -82,7 +82,7 @@ class FramePool:
 
     def owns(self, frame: Frame) -> bool:
         """Tell whether a frame is one of this pool's."""
-        return frame.fd == self._fd
+        return frame.fd == self.fd
 
     def view(self, frame: Frame) -> memoryview:
         """Return the live page as a writable view of 4096 bytes."""
@@ -94,11 +94,11 @@ class FramePool:
 
     def close(self) -> None:
         """Unmap and close; views handed out must not be used any more."""
-        if self._fd >= 0:
+        if self.fd >= 0:
             self._view.release()
-            libc.unmap_memory(self._hva, self._size)
-            os.close(self._fd)
-            self._fd = -1
+            libc.unmap_memory(self._hva, self.size)
+            os.close(self.fd)
+            self.fd = -1
 
 
 def _ignore_region(_region: Region) -> None:
@@ -127,7 +127,7 @@ class GuestMemory:
         self._ram: list[tuple[int, int, int]] = []  # gpa, size, memfd offset
         self._absent: dict[int, bytearray] = {}  # RAM gpa -> one byte a page, 1 where the guest gave the page back
         self._placed: dict[int, Frame] = {}
-        self._low_end = 0
+        self._main_start = self._main_end = 0  # the largest run of RAM, where nearly every access goes
         self.on_region: Callable[[Region], None] = _ignore_region
 
     @property
@@ -160,8 +160,15 @@ class GuestMemory:
         self._absent[gpa] = bytearray(size >> PAGE_SHIFT)
         self._ram_pages += size >> PAGE_SHIFT
         self._add_region(Region(gpa, size, hva))
-        if gpa == 0:
-            self._low_end = size
+        if size > self._main_end - self._main_start:
+            self._main_start, self._main_end = gpa, gpa + size
+
+    def add_frames(self, gpa: int, pool: FramePool) -> None:
+        """Show all of a pool's frames, those not yet allocated too, from `gpa` on."""
+        hva = libc.map_memory(
+            self._base + gpa, pool.size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED | libc.MAP_FIXED, pool.fd, 0
+        )
+        self._add_region(Region(gpa, pool.size, hva))
 
     def place(self, gfn: int, frame: Frame, *, readonly: bool = False) -> None:
         """Map a frame at a gfn, over RAM or where nothing is.
@@ -265,7 +272,7 @@ class GuestMemory:
 
     def check(self, gpa: int, size: int) -> None:
         """Raise XenError(EFAULT) unless all of [gpa, gpa + size) is populated; nothing (size 0) may lie anywhere."""
-        if 0 <= gpa <= gpa + size <= self._low_end:
+        if self._main_start <= gpa <= gpa + size <= self._main_end:
             return
         if size < 0:
             raise XenError(Errno.EFAULT, f"{size} bytes at gpa {gpa:#x}")
