@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     Operation = Callable[[int, int, int, int], tuple[int, int]]
     """(destination, source, bits, rflags) -> (result, rflags)"""
 
-_CF, _PF, _AF, _ZF, _SF, _OF = (
-    int(flag) for flag in (Rflags.CF, Rflags.PF, Rflags.AF, Rflags.ZF, Rflags.SF, Rflags.OF)
-)
+_CF, _PF, _AF, _ZF, _SF, _OF = Rflags.CF, Rflags.PF, Rflags.AF, Rflags.ZF, Rflags.SF, Rflags.OF
 _STATUS: Final = _CF | _PF | _AF | _ZF | _SF | _OF
 
 

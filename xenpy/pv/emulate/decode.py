@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from xenpy.pv.emulate.machine import MAX_INSTRUCTION, WORD_MASK
@@ -207,8 +208,12 @@ def _decode(reader: _Reader, *, long_mode: bool) -> Instruction | None:
     )
 
 
+@lru_cache(maxsize=512)
 def decode(code: bytes, *, long_mode: bool = True) -> Instruction | None:
-    """Take apart the instruction that `code` starts with; None for one that nothing here emulates, or a truncated one."""
+    """Take apart the instruction that `code` starts with; None for one that nothing here emulates, or a truncated one.
+
+    Few places of a kernel fault over and over, so what they hold is remembered.
+    """
     try:
         return _decode(_Reader(code), long_mode=long_mode)
     except _Truncated:

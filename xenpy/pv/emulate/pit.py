@@ -82,9 +82,7 @@ class Channel:
         if self._reload is None or self._started is None:
             return self._mode != 0
         elapsed = self._elapsed()
-        if self._mode == 0:
-            return elapsed >= self._reload
-        if self._mode == 1:
+        if self._mode in (0, 1):
             return elapsed >= self._reload
         if self._mode == 2:
             return not self._gate or elapsed % self._reload != self._reload - 1

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 ENTRY_SIZE: Final = 8
 _PAGE_SHIFT: Final = 12
-_MAX_REPETITIONS: Final = 4096
-"""Elements of a rep stos or rep movs done at once: a page of bytes. The guest faults again for more."""
+_MAX_REPETITIONS: Final = 512
+"""Elements of a rep stos or rep movs done at once: a page of entries. The guest faults again for more."""
 _MAX_ATTEMPTS: Final = 16
 """Tries to change an entry that processors keep changing; then the guest, not we, must try again."""
 
