@@ -51,6 +51,14 @@ def test_addresses(tmp_path: Path) -> None:
         assert (store.gva, store.next_rip) == (gva, CODE + len(code)), operand
 
 
+@pytest.mark.parametrize(("code", "gva"), [("438814a500001000", 0x134000), ("418815f9ffffff", CODE)])
+def test_rex_makes_no_base_of_a_displacement(code: str, gva: int) -> None:
+    machine = numbered()  # mov [r12 * 4 + 0x100000], dl; mov [rip - 7], dl: both with REX.B, which assemblers leave out
+    store = decode_store(machine.regs, bytes.fromhex(code), gva)
+    assert store is not None
+    assert store.gva == gva
+
+
 def test_absolute_address_of_eight_bytes(tmp_path: Path) -> None:
     machine = numbered()
     gva = 0xFFFF_8880_1234_5678
