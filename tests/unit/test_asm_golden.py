@@ -316,6 +316,12 @@ def test_every_encoding_is_that_of_binutils(binutils: Binutils, table: str) -> N
     assert len(ours) == len(golden) == SLOT * len(cases)
 
 
+def test_registers_are_called_by_their_names() -> None:
+    found = {name: r.name for name, r in vars(registers).items() if isinstance(r, Register)}
+    assert all(name == called for name, called in found.items())
+    assert len(found) == 4 * 16 + 6 + 5 + 6
+
+
 def test_no_instruction_is_missing_from_the_tables() -> None:
     other = {"address", "align", "assemble", "data", "here", "label", "lock", "quad"}
     public = {name for name in dir(Assembler(0)) if not name.startswith("_")}
