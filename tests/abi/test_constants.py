@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 XEN_MODULES = [
     "xenpy.abi.elfnote", "xenpy.abi.event_channel", "xenpy.abi.grant_table", "xenpy.abi.hvm_op", "xenpy.abi.memory",
-    "xenpy.abi.sched", "xenpy.abi.start_info", "xenpy.abi.vcpu", "xenpy.abi.version", "xenpy.abi.xs_wire",
+    "xenpy.abi.mmu", "xenpy.abi.sched", "xenpy.abi.start_info", "xenpy.abi.vcpu", "xenpy.abi.version", "xenpy.abi.xs_wire",
     "xenpy.hypercalls.callback", "xenpy.hypercalls.console_io", "xenpy.hypercalls.physdev",
     "xenpy.hypercalls.vm_assist", "xenpy.pv.hvm_params", "xenpy.pv.version",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from xenpy.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, FramePool, GuestMemor
 from xenpy.pv.evtchn import EventChannels
 from xenpy.pv.gnttab import GrantTable
 from xenpy.pv.hvm_params import HvmParams
+from xenpy.pv.mmu import Mmu
 from xenpy.pv.shared_info import SharedInfo
 from xenpy.pv.time import SystemClock, VcpuTimers
 from xenpy.pv.version import XenVersion
@@ -37,6 +38,7 @@ class FakeVcpu:
     def __init__(self, domain: FakeDomain, vcpu_id: int) -> None:
         self.vcpu_id = vcpu_id
         self.iopl = 0
+        self.kernel_l4 = self.user_l4 = 0
         self.is_up = vcpu_id == 0
         self.timers = VcpuTimers(domain.clock, domain.evtchn, vcpu_id, lambda: self.asked.append(("rearm",)))
         self.asked: list[tuple[Any, ...]] = []
@@ -91,6 +93,27 @@ class FakeVcpu:
     def event_pending(self) -> bool:
         return False
 
+    def load_base(self, mfn: int) -> None:
+        self.kernel_l4 = mfn
+
+    def load_user_base(self, mfn: int) -> None:
+        self.user_l4 = mfn
+
+    def flush_tlb(self) -> None:
+        self.asked.append(("flush_tlb",))
+
+    def invlpg(self, gva: int) -> None:
+        self.asked.append(("invlpg", gva))
+
+    def flush_on(self, vcpu_ids: Sequence[int] | None, gva: int | None) -> None:
+        self.asked.append(("flush_on", vcpu_ids, gva))
+
+    def set_ldt(self, gva: int, entries: int) -> None:
+        self.asked.append(("ldt", gva, entries))
+
+    def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
+        self.asked.append(("gdt", mfns, entries))
+
 
 class FakeDomain:
     """A domain of `RAM_PAGES` pages from gfn 0, all of them RAM, beside a domain `OTHER_DOMID` when it has `peers`."""
@@ -115,6 +138,18 @@ class FakeDomain:
         self.gnttab = GrantTable(
             domid, self.frames, self.memory, lookup=lambda domid: self.peer(domid).gnttab, max_frames=4
         )
+        self.m2p = memoryview(bytearray(RAM_PAGES * 8)).cast("Q")
+        self.mmu = Mmu(
+            self.memory,
+            memoryview(bytearray(RAM_PAGES * 8)).cast("Q"),
+            0,
+            self.m2p,
+            store=lambda gpa, value: self.memory.u64.__setitem__(gpa >> 3, value),
+            mappable=lambda _mfn: False,
+            fill_hypervisor_slots=lambda _mfn, _kernel: None,
+        )
+        self.mmu.own(RAM_PAGES)
+        self.machphys = (0xFFFF_8080_0000_0000, 0xFFFF_8080_2000_0000, RAM_PAGES - 1)
         self.hvm_params = HvmParams()
         self.version = XenVersion(4, 20)
         self.max_pages = RAM_PAGES + 256

@@ -1,0 +1,54 @@
+"""set_gdt and update_descriptor: the guest's own segment descriptors.
+
+Ref: xen/include/public/arch-x86/xen.h
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.dispatch import hypercall
+from xenpy.hypercalls.pv import mmu_of, pv_vcpu
+from xenpy.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.mmu.descriptors import FIRST_RESERVED_GDT_ENTRY, MAX_LDT_ENTRIES
+from xenpy.pv.mmu.entries import ENTRIES, is_guest_address
+
+if TYPE_CHECKING:
+    from xenpy.hypercalls.call import Call
+
+_DESCRIPTOR: Final = 8
+
+
+@hypercall(2, "set_gdt")
+def set_gdt(call: Call) -> None:
+    """Load the guest's part of the calling vCPU's GDT: `entries` descriptors in whole frames."""
+    mmu, vcpu = mmu_of(call), pv_vcpu(call)
+    entries = call.args[1] & 0xFFFFFFFF
+    if entries > FIRST_RESERVED_GDT_ENTRY:
+        raise XenError(Errno.EINVAL, f"a GDT of {entries} entries")
+    mfns = call.words(call.args[0], (entries + ENTRIES - 1) // ENTRIES)
+    mmu.tables_of(vcpu.vcpu_id).replace_gdt(mfns)
+    vcpu.set_gdt(mfns, entries)
+
+
+@hypercall(10, "update_descriptor")
+def update_descriptor(call: Call) -> None:
+    """Write one descriptor at a machine address."""
+    mmu_of(call).write_descriptor(call.args[0], call.args[1])
+
+
+def load_ldt(call: Call, gva: int, entries: int) -> None:
+    """Load the calling vCPU's LDT. Raises XenError(EINVAL)."""
+    mmu, vcpu = mmu_of(call), pv_vcpu(call)
+    gva = gva if entries else 0
+    if gva & PAGE_MASK or not is_guest_address(gva) or entries > MAX_LDT_ENTRIES:
+        raise XenError(Errno.EINVAL, f"an LDT of {entries} entries at {gva:#x}")
+    mfns = []
+    for page in range(gva, gva + entries * _DESCRIPTOR, PAGE_SIZE):
+        try:
+            mfns.append(vcpu.translate(page) >> PAGE_SHIFT)
+        except XenError:
+            mfns.append(0)  # a page that is not mapped has no descriptors
+    mmu.tables_of(vcpu.vcpu_id).replace_ldt(mfns)
+    vcpu.set_ldt(gva, entries)
