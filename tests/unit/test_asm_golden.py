@@ -15,6 +15,7 @@ from xenpy.shim.asm.registers import (
     Control,
     Debug,
     Reg,
+    Register,
     Segment,
     al,
     ax,
