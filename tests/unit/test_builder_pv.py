@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import mmap
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from xenpy.cache import cache_directory
 from xenpy.errors import Errno, XenError
 from xenpy.guests import GUESTS, provide
 from xenpy.memory import PAGE_SIZE, GuestMemory
+from xenpy.pv.mmu import Mmu
 from xenpy.pv.paging import CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME, translate
 
 if TYPE_CHECKING:
@@ -188,6 +190,26 @@ def test_segments_and_the_gaps_between_them(memory: GuestMemory) -> None:
     base = BASE_MFN << 12
     assert (memory.read(base + 0x400800, 6), memory.read(base + 0x600000, 6)) == (b"first\0", b"later\0")
     assert start.p2m.pfn == 0x601
+
+
+@pytest.mark.parametrize("notes", [{}, {"INIT_P2M": P2M_BASE}])
+def test_tables_are_what_the_hypervisor_accepts(memory: GuestMemory, notes: dict[str, Any]) -> None:
+    start = build(memory, KERNEL, pv_elf(**notes), nr_pages=8000)
+    stores: list[tuple[int, int]] = []
+    slots: list[tuple[int, bool]] = []
+    mmu = Mmu(
+        memory,
+        memoryview(array("Q", [0]) * (32 * MIB // PAGE)),
+        BASE_MFN,
+        memoryview(array("Q")),
+        store=lambda gpa, value: stores.append((gpa, value)),
+        mappable=lambda _: 0,
+        fill_hypervisor_slots=lambda mfn, kernel: slots.append((mfn, kernel)),
+    )
+    mmu.adopt(start.tables, start.pt_base_mfn, start.nr_pages)
+    assert mmu.audit() == []
+    assert stores == [], "nothing was left for it to adjust"
+    assert {mfn for mfn, _ in slots} == {start.pt_base_mfn}
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------

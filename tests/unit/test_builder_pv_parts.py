@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from array import array
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenpy import libc
 from xenpy.builder.pv_stubs import STUB_SIZE, pv_hypercall_page
-from xenpy.builder.pv_tables import Pages, PageTables, fill_ascending, guest_l1_entry
+from xenpy.builder.pv_tables import Pages, PageTables, fill_ascending
 from xenpy.memory import PAGE_SIZE
 
 GETPID, GETUID, GETPPID = 39, 102, 110  # of this host's own system calls, which Xen's stubs reach when they run here
-PRESENT, USER, GLOBAL, KERNEL_ONLY = 1, 4, 1 << 8, 1 << 52
 
 
 def test_stubs_are_entered_and_left_like_functions() -> None:
@@ -53,23 +51,6 @@ def test_ascending_numbers(first: int, count: int) -> None:
     fill_ascending(view[1:-1], first)
     guard = 0xAAAA_AAAA_AAAA_AAAA
     assert words == array("Q", [guard, *range(first, first + count), guard])
-
-
-@pytest.mark.parametrize(
-    ("given", "seen"),
-    [
-        (0, 0),
-        (2 | 1 << 62, 2 | 1 << 62),
-        (PRESENT, PRESENT | USER | KERNEL_ONLY),
-        (PRESENT | USER, PRESENT | USER | GLOBAL),
-        (PRESENT | USER | KERNEL_ONLY, PRESENT | USER | KERNEL_ONLY),
-        (PRESENT | KERNEL_ONLY, PRESENT | USER | KERNEL_ONLY),
-        (PRESENT | GLOBAL, PRESENT | USER | KERNEL_ONLY | GLOBAL),
-    ],
-)
-def test_what_xen_makes_of_entries(given: int, seen: int) -> None:
-    assert guest_l1_entry(given | 0x1234000) == seen | 0x1234000
-    assert guest_l1_entry(seen) == seen, "and nothing more when it sees them again"
 
 
 def test_tables_that_a_range_needs() -> None:

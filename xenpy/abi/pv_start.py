@@ -16,7 +16,7 @@ MAX_GUEST_CMDLINE: Final = 1024
 HYPERVISOR_VIRT_START: Final = 0xFFFF_8000_0000_0000
 HYPERVISOR_VIRT_END: Final = 0xFFFF_8800_0000_0000
 
-INVALID_MFN: Final = (1 << 64) - 1
+INVALID_ENTRY: Final = (1 << 64) - 1
 """A P2M or M2P entry of a page that is not there."""
 
 

@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xenpy.abi._xen64 import ffi
-from xenpy.abi.pv_start import INVALID_MFN, MAX_GUEST_CMDLINE, SIF, START_MAGIC
+from xenpy.abi.pv_start import INVALID_ENTRY, MAX_GUEST_CMDLINE, SIF, START_MAGIC
 from xenpy.builder.layout import page_up
 from xenpy.builder.pv_layout import PvImage, PvLayout
 from xenpy.builder.pv_ramdisk import Ramdisk
@@ -226,7 +226,7 @@ def _write_tables(memory: GuestMemory, image: PvImage, layout: PvLayout, start: 
 def _fill_map(words: memoryview, first: int, count: int) -> None:
     """Write first, first + 1, ..., `count` of them, and the invalid frame up to the end."""
     fill_ascending(words[:count], first)
-    words[count:] = memoryview(array("Q", [INVALID_MFN]) * (len(words) - count))
+    words[count:] = memoryview(array("Q", [INVALID_ENTRY]) * (len(words) - count))
 
 
 def _start_info(

@@ -10,17 +10,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
-from xenpy.pv.paging import PTE_ACCESSED, PTE_DIRTY, PTE_GLOBAL, PTE_PRESENT, PTE_RW, PTE_USER
+from xenpy.pv.mmu.entries import ENTRIES, ROOT_LEVEL, adjust_l1
+from xenpy.pv.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_USER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PTE_GUEST_KERNEL: Final = 1 << 52
-"""Set by Xen in entries that a 64-bit guest made for its kernel alone; an available bit to the CPU."""
-
 _INDEX_BITS: Final = 9
-_ENTRIES: Final = 1 << _INDEX_BITS
-_LEVELS: Final = (4, 3, 2, 1)
+_LEVELS: Final = range(ROOT_LEVEL, 0, -1)
 _SPACE: Final = (1 << 48) - 1  # the bits of an address that select entries
 
 _UPPER_FLAGS: Final = PTE_PRESENT | PTE_RW | PTE_USER | PTE_ACCESSED | PTE_DIRTY
@@ -52,23 +49,9 @@ class TableKey(NamedTuple):
         return TableKey(self.level + 1, self.number >> _INDEX_BITS)
 
 
-def guest_l1_entry(entry: int) -> int:
-    """Return what Xen makes of a level-1 entry that a 64-bit guest hands in; its kernel runs in ring 3 too.
-
-    A present entry without USER is marked as the kernel's, any other as global, and both get USER.
-    """
-    if not entry & PTE_PRESENT:
-        return entry
-    if not entry & PTE_USER:
-        entry |= PTE_GUEST_KERNEL | PTE_USER
-    if not entry & PTE_GUEST_KERNEL:
-        entry |= PTE_GLOBAL
-    return entry
-
-
-READ_ONLY: Final = guest_l1_entry(PTE_PRESENT | PTE_ACCESSED)
+READ_ONLY: Final = adjust_l1(PTE_PRESENT | PTE_ACCESSED)
 """Flags of a level-1 entry for a page table."""
-WRITABLE: Final = guest_l1_entry(PTE_PRESENT | PTE_RW | PTE_ACCESSED)
+WRITABLE: Final = adjust_l1(PTE_PRESENT | PTE_RW | PTE_ACCESSED)
 """Flags of a level-1 entry for any other page."""
 
 
@@ -96,7 +79,7 @@ class PageTables:
             parent = self._pfns.get(key.parent)
             if parent is not None:
                 entry = (base_mfn + pfn) << PAGE_SHIFT | _UPPER_FLAGS
-                words[(base_mfn + parent) * _ENTRIES + key.number % _ENTRIES] = entry
+                words[(base_mfn + parent) * ENTRIES + key.number % ENTRIES] = entry
 
     def map(self, words: memoryview, base_mfn: int, va: int, pages: Pages, flags: int) -> None:
         """Write the entries that map pages at `va`, for which the tables must be placed."""
@@ -104,9 +87,9 @@ class PageTables:
         end = page + pages.length
         entry = (base_mfn + pages.pfn) << PAGE_SHIFT | flags
         while page < end:
-            number, index = divmod(page, _ENTRIES)
-            run = min(_ENTRIES - index, end - page)
-            at = (base_mfn + self._pfns[TableKey(1, number)]) * _ENTRIES + index
+            number, index = divmod(page, ENTRIES)
+            run = min(ENTRIES - index, end - page)
+            at = (base_mfn + self._pfns[TableKey(1, number)]) * ENTRIES + index
             after = entry + run * PAGE_SIZE
             words[at : at + run] = memoryview(array("Q", range(entry, after, PAGE_SIZE)))
             page, entry = page + run, after
