@@ -5,7 +5,6 @@ Ref: xen/include/public/xen.h, arch-x86/xen-x86_64.h
 
 from __future__ import annotations
 
-from enum import IntFlag
 from typing import Final
 
 START_MAGIC: Final = b"xen-3.0-x86_64"
@@ -19,12 +18,9 @@ HYPERVISOR_VIRT_END: Final = 0xFFFF_8800_0000_0000
 INVALID_ENTRY: Final = (1 << 64) - 1
 """A P2M or M2P entry of a page that is not there."""
 
-
-class SIF(IntFlag):
-    """start_info.flags."""
-
-    PRIVILEGED = 1 << 0
-    INITDOMAIN = 1 << 1
-    MULTIBOOT_MOD = 1 << 2
-    MOD_START_PFN = 1 << 3
-    VIRT_P2M_4TOOLS = 1 << 4
+# start_info.flags
+SIF_PRIVILEGED: Final = 1 << 0
+SIF_INITDOMAIN: Final = 1 << 1
+SIF_MULTIBOOT_MOD: Final = 1 << 2
+SIF_MOD_START_PFN: Final = 1 << 3
+SIF_VIRT_P2M_4TOOLS: Final = 1 << 4

@@ -12,7 +12,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xenpy.abi._xen64 import ffi
-from xenpy.abi.pv_start import INVALID_ENTRY, MAX_GUEST_CMDLINE, SIF, START_MAGIC
+from xenpy.abi.pv_start import INVALID_ENTRY, MAX_GUEST_CMDLINE, SIF_MOD_START_PFN, SIF_VIRT_P2M_4TOOLS, START_MAGIC
 from xenpy.builder.layout import page_up
 from xenpy.builder.pv_layout import PvImage, PvLayout
 from xenpy.builder.pv_ramdisk import Ramdisk
@@ -238,7 +238,7 @@ def _start_info(
         "nr_pages": start.nr_pages,
         "shared_info": shared_info,
         # Whoever saves or dumps a guest of ours follows arch_shared_info.p2m_vaddr: the guest need keep no tree for us.
-        "flags": SIF.VIRT_P2M_4TOOLS,
+        "flags": SIF_VIRT_P2M_4TOOLS,
         "store_mfn": start.store_mfn,
         "console": {"domU": {"mfn": start.console_mfn}},
         "pt_base": start.pt_base,
@@ -251,7 +251,7 @@ def _start_info(
             values["mod_start"] = image.va(layout.ramdisk.pfn)
         else:
             values["mod_start"] = layout.ramdisk.pfn
-            values["flags"] |= SIF.MOD_START_PFN
+            values["flags"] |= SIF_MOD_START_PFN
     if image.p2m_base is not None:
         values["first_p2m_pfn"] = layout.p2m.pfn
         values["nr_p2m_frames"] = layout.p2m.length + layout.p2m_tables.length
