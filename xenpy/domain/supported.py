@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenpy.config.model import GuestType, TscMode
+from xenpy.config.model import TscMode
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ NO_BACKEND: Final = {
 
 def check(config: DomainConfig) -> None:
     """Raise ConfigError if the configuration asks for what cannot be had."""
-    if config.type is GuestType.PV:
-        raise ConfigError(
-            f'{config.where("type")}: PV guests cannot be run yet: type="pvh" is what there is (without a type, xl.cfg means PV)'
-        )
     for key, field in NO_BACKEND.items():
         if getattr(config, field):
             raise ConfigError(f"{config.where(key)}: {key}: there is no backend for it yet; leave it out")

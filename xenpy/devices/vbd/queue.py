@@ -1,0 +1,149 @@
+"""One queue of a block device: requests from its ring, carried out on the medium."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP, SECTOR_SHIFT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from xenpy.devices.vbd.backing import Backing, Views
+    from xenpy.devices.vbd.pages import GrantedPages
+    from xenpy.devices.vbd.requests import BlockRing, Request, Segment
+    from xenpy.devices.xenbus import Services
+
+_MAX_VECTORS: Final = 512
+"""Views that are moved together, well below what a system call takes. Ref: limits.h, IOV_MAX"""
+_UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
+
+Part = tuple["Request", "tuple[Segment, ...]"]
+
+
+class BlockQueue:
+    """Serves one ring in a thread of its caller's choosing. `notify` sends the event channel.
+
+    Requests are answered in the order in which they came, so a flush covers all that was written before it, and a barrier orders what is
+    around it. Neighbours on the disk are moved together, so a frontend's small requests cost one system call.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        ring: BlockRing,
+        pages: GrantedPages,
+        backing: Backing,
+        notify: Callable[[], None],
+    ) -> None:
+        self._services = services
+        self._ring = ring
+        self._pages = pages
+        self._backing = backing
+        self._notify = notify
+
+    def serve(self, stopping: Callable[[], bool]) -> None:
+        """Carry out requests until none waits, or until `stopping` says so. Raises FrontendError."""
+        while not stopping():
+            requests = self._ring.take()
+            if not requests:
+                if not self._ring.more():
+                    return
+                continue
+            with self._services.lock:
+                parts: list[Part] = [(request, self._pages.segments_of(request)) for request in requests]
+            for group in _grouped(parts):
+                self._carry_out(group)
+                if self._ring.push():
+                    self._notify()
+
+    def _carry_out(self, group: list[Part]) -> None:
+        request = group[0][0]
+        match request.op:
+            case BLKIF_OP.READ | BLKIF_OP.WRITE:
+                self._transfer(group)
+                return
+            case BLKIF_OP.WRITE_BARRIER:
+                status = self._attempt(self._backing.flush)
+                if status is BLKIF_RSP.OKAY and group[0][1]:
+                    status = self._move(group)
+                if status is BLKIF_RSP.OKAY:
+                    status = self._attempt(self._backing.flush)
+            case BLKIF_OP.FLUSH_DISKCACHE:
+                status = self._attempt(self._backing.flush)
+            case BLKIF_OP.DISCARD:
+                status = self._discard(request)
+            case _:
+                status = BLKIF_RSP.EOPNOTSUPP
+        self._ring.answer(request, status)
+
+    def _transfer(self, group: list[Part]) -> None:
+        """Move a group at once; if that fails, each request alone, for each has a status of its own."""
+        status = self._move(group)
+        for part in group:
+            own = status if status is BLKIF_RSP.OKAY or len(group) == 1 else self._move([part])
+            self._ring.answer(part[0], own)
+
+    def _move(self, group: list[Part]) -> BLKIF_RSP:
+        """Read or write the neighbours of a group. Raises FrontendError for a grant that cannot be used."""
+        first = group[0][0]
+        reading = first.op is BLKIF_OP.READ
+        offset = first.sector << SECTOR_SHIFT
+        size = sum(_sectors(part[1]) for part in group) << SECTOR_SHIFT
+        if offset + size > self._backing.size or not (reading or self._backing.writable):
+            return BLKIF_RSP.ERROR
+        views: Views = []
+        try:
+            with self._services.lock:
+                for _, segments in group:
+                    views += self._pages.views(segments, writable=reading)
+            move = self._backing.read if reading else self._backing.write
+            return self._attempt(lambda: move(views, offset))
+        finally:
+            views.clear()
+            with self._services.lock:
+                self._pages.release()
+
+    def _discard(self, request: Request) -> BLKIF_RSP:
+        offset, size = request.sector << SECTOR_SHIFT, request.nr_sectors << SECTOR_SHIFT
+        if not self._backing.can_discard:
+            return BLKIF_RSP.EOPNOTSUPP
+        if not size or offset + size > self._backing.size:
+            return BLKIF_RSP.ERROR
+        return self._attempt(lambda: self._backing.discard(offset, size))
+
+    def _attempt(self, action: Callable[[], None]) -> BLKIF_RSP:
+        try:
+            action()
+        except OSError as error:
+            return BLKIF_RSP.EOPNOTSUPP if error.errno in _UNSUPPORTED else BLKIF_RSP.ERROR
+        return BLKIF_RSP.OKAY
+
+
+def _sectors(segments: tuple[Segment, ...]) -> int:
+    return sum(segment.last - segment.first + 1 for segment in segments)
+
+
+def _grouped(parts: list[Part]) -> Iterator[list[Part]]:
+    """Yield the requests in order, those together that read, or write, next to one another."""
+    group: list[Part] = []
+    end = vectors = 0
+    for part in parts:
+        request, segments = part
+        joins = (
+            bool(group)
+            and request.op is group[0][0].op
+            and request.op in (BLKIF_OP.READ, BLKIF_OP.WRITE)
+            and request.sector == end
+            and vectors + len(segments) <= _MAX_VECTORS
+        )
+        if not joins:
+            if group:
+                yield group
+            group, vectors = [], 0
+        group.append(part)
+        end = request.sector + _sectors(segments)
+        vectors += len(segments)
+    if group:
+        yield group
