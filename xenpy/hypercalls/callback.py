@@ -5,6 +5,7 @@ Ref: xen/include/public/callback.h, nmi.h
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.op import Op
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 
 CALLBACKOP_register: Final = Op(0, "register", "callback_register")
 CALLBACKOP_unregister: Final = Op(1, "unregister", "callback_unregister")
+
+
+class CALLBACKTYPE(IntEnum):
+    """What a PV kernel wants to be called for. Ref: xen/include/public/callback.h"""
+
+    event = 0
+    failsafe = 1
+    syscall = 2
+    sysenter_deprecated = 3
+    nmi = 4
+    sysenter = 5
+    syscall32 = 7
+
+
+CALLBACKF_mask_events: Final = 1
 
 callback_op = Hypercall(30, "callback_op")
 

@@ -1,0 +1,169 @@
+"""The state in which a PV vCPU starts: the builder's for the first, VCPUOP_initialise's for the others.
+
+Ref: xen/include/public/arch-x86/xen.h, struct vcpu_guest_context
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from xenpy.domain.pv.bounce import RFLAGS_IF
+from xenpy.domain.pv.state import PvState
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.callback import CALLBACKTYPE
+from xenpy.kvm.constants import Sync
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.mmu.layout import FrameType
+from xenpy.pv.paging import EFER_LMA, EFER_LME, PTE_FRAME
+from xenpy.shim.layout import GDT_LIMIT, Page, Selector
+
+if TYPE_CHECKING:
+    from xenpy.builder.pv import PvStart
+
+_VGCF_in_kernel: Final = 1 << 2
+_VGCF_failsafe_disables_events: Final = 1 << 3
+_VGCF_syscall_disables_events: Final = 1 << 4
+_VGCF_online: Final = 1 << 5
+_CR0: Final = 0x8005_0033
+"""PG, AM, WP, NE, ET, MP, PE."""
+_CR4_PAE_FXSR_XMM: Final = 1 << 5 | 1 << 9 | 1 << 10
+_CR4_OSXSAVE: Final = 1 << 18
+_EFER_SCE_NXE: Final = 1 << 0 | 1 << 11
+_MSR_STAR, _MSR_LSTAR, _MSR_CSTAR, _MSR_FMASK = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
+_MSR_SYSENTER_CS, _MSR_SYSENTER_ESP, _MSR_SYSENTER_EIP = 0x174, 0x175, 0x176
+_FMASK: Final = 1 << 8 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 18
+"""TF, DF, NT, RF, AC."""
+_TSS_TYPE: Final = 11
+_IDT_LIMIT: Final = 4095
+_GPRS: Final = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "rip", "rsp",
+)  # fmt: skip
+_GDT_ENTRIES_MAX: Final = 14 * 512
+
+
+class Contexts(PvState):
+    """A PV vCPU that can be started."""
+
+    _context: Any = None
+
+    def set_up_processor(self) -> None:
+        """Set what the shim needs and the guest does not see."""
+        kvm, window, code = self.kvm, self.window, self.domain.shim.code
+        sregs = kvm.sregs
+        sregs.cr0, sregs.efer = _CR0, _EFER_SCE_NXE | EFER_LME | EFER_LMA
+        sregs.cr4 = _CR4_PAE_FXSR_XMM | (_CR4_OSXSAVE if self.domain.xcr0 else 0)
+        sregs.gdt.base, sregs.gdt.limit = window.page_va(Page.GDT), GDT_LIMIT
+        sregs.idt.base, sregs.idt.limit = window.page_va(Page.IDT), _IDT_LIMIT
+        tr = sregs.tr
+        tr.base, tr.limit, tr.selector, tr.type, tr.present, tr.s = (
+            window.page_va(Page.TSS), self.domain.shim.tss_limit, Selector.TSS, _TSS_TYPE, 1, 0,
+        )  # fmt: skip
+        tr.unusable = tr.g = tr.dpl = 0
+        for name in ("ds", "es", "fs", "gs", "ldt"):
+            segment = getattr(sregs, name)
+            segment.selector, segment.base, segment.limit, segment.present, segment.unusable = 0, 0, 0, 0, 1
+        sregs.ldt.type, sregs.ldt.s = 2, 0
+        kvm.dirty(Sync.SREGS | Sync.REGS)
+        entry = window.va
+        kvm.set_msrs(
+            {
+                _MSR_STAR: Selector.RING3_CS32 << 48 | Selector.RING0_CS << 32,
+                _MSR_LSTAR: entry + code.syscall,
+                _MSR_CSTAR: entry + code.syscall32,
+                _MSR_FMASK: _FMASK,
+                _MSR_SYSENTER_CS: Selector.RING0_CS,
+                _MSR_SYSENTER_ESP: window.stack_top,
+                _MSR_SYSENTER_EIP: entry + code.sysenter,
+            }
+        )
+
+    def set_ring3(self) -> None:
+        """Have KVM's registers be those of ring 3."""
+        from xenpy.domain.pv.state import flat
+
+        sregs = self.kvm.sregs
+        flat(sregs.cs, self.cs, 11, 3, long=True)
+        flat(sregs.ss, self.ss, 3, 3, long=False)
+        self.kvm.dirty(Sync.SREGS | Sync.REGS)
+
+    def start_first(self, start: PvStart) -> None:
+        """Start the first vCPU as its kernel's builder says."""
+        mmu = self.domain.mmu
+        mmu.take_base(start.pt_base_mfn, kernel=True)
+        self.kernel_l4 = start.pt_base_mfn
+        self.kernel_ss, self.kernel_sp = Selector.RING3_SS, start.stack
+        regs = self.kvm.regs
+        regs.rip, regs.rsi, regs.rsp, regs.rflags = start.entry, start.start_info, start.stack, RFLAGS_IF | 2
+        self.kvm.sregs.cr3 = self.kernel_l4 << PAGE_SHIFT
+        self.set_ring3()
+
+    # -- VCPUOP_initialise --------------------------------------------------------------------------------------------
+
+    def initialise(self, context: Any) -> None:
+        """Take struct vcpu_guest_context. Raises XenError: EEXIST if the vCPU has been initialised, EINVAL, and what its tables deserve."""
+        if self._started:
+            raise XenError(Errno.EEXIST, f"vCPU {self.vcpu_id} has been initialised already")
+        if context.gdt_ents > _GDT_ENTRIES_MAX:
+            raise XenError(Errno.EINVAL, f"{context.gdt_ents} GDT entries")
+        mmu = self.domain.mmu
+        held: list[int] = []
+        try:
+            frames = [int(context.gdt_frames[page]) for page in range(-(-context.gdt_ents // 512))]
+            for mfn in frames:
+                mmu.hold(mfn, FrameType.SEGDESC)
+                held.append(mfn)
+            kernel_l4 = (int(context.ctrlreg[3]) & PTE_FRAME) >> PAGE_SHIFT
+            mmu.take_base(kernel_l4, kernel=True)
+            held.append(kernel_l4)
+            user_l4 = (int(context.ctrlreg[1]) & PTE_FRAME) >> PAGE_SHIFT
+            if user_l4:
+                mmu.take_base(user_l4, kernel=False)
+        except XenError:
+            for mfn in held:
+                mmu.release(mfn)
+            raise
+        self.kernel_l4, self.user_l4 = kernel_l4, user_l4
+        self._load_context(context, tuple(frames))
+        self._started = True
+
+    def _load_context(self, context: Any, gdt: tuple[int, ...]) -> None:
+        regs, sregs = self.kvm.regs, self.kvm.sregs
+        for name in _GPRS:
+            setattr(regs, name, getattr(context.user_regs, name))
+        regs.rflags = context.user_regs.rflags & ~(3 << 12) | RFLAGS_IF | 2
+        self.in_kernel = bool(context.flags & _VGCF_in_kernel)
+        self.cs, self.ss = context.user_regs.cs | 3, context.user_regs.ss | 3
+        self.kernel_ss, self.kernel_sp = context.kernel_ss | 3, context.kernel_sp
+        for number, trap in enumerate(context.trap_ctxt):
+            if trap.address:
+                self.set_trap(number, trap.flags, trap.cs, trap.address)
+        for type_, gva, masks in (
+            (CALLBACKTYPE.event, context.event_callback_eip, True),
+            (CALLBACKTYPE.failsafe, context.failsafe_callback_eip, context.flags & _VGCF_failsafe_disables_events),
+            (CALLBACKTYPE.syscall, context.syscall_callback_eip, context.flags & _VGCF_syscall_disables_events),
+        ):
+            if gva:
+                self.register_callback(type_, int(bool(masks)), gva)
+        sregs.fs.base = context.fs_base
+        bases = context.gs_base_kernel, context.gs_base_user
+        sregs.gs.base, self.other_gs = bases if self.in_kernel else bases[::-1]
+        sregs.cr3 = self.kernel_l4 << PAGE_SHIFT
+        self.set_ring3()
+        self.set_gdt(gdt, int(context.gdt_ents))
+        if context.ldt_ents:
+            self.set_ldt(int(context.ldt_base), int(context.ldt_ents))
+        for number in (0, 1, 2, 3, 6, 7):
+            if context.debugreg[number]:
+                self.set_debugreg(number, int(context.debugreg[number]))
+
+    def up(self) -> None:
+        """Bring the vCPU online. Raises XenError(EINVAL) if it was never initialised."""
+        if not self._started:
+            raise XenError(Errno.EINVAL, f"vCPU {self.vcpu_id} is not initialised")
+        self._up = True
+        self.kick()
+
+    def down(self) -> None:
+        """Take the vCPU offline, the calling one when its hypercall has returned."""
+        self._up = False
+        self.kick()

@@ -1,0 +1,149 @@
+"""A PV domain.
+
+Ref: xen/include/public/xen.h, "Start-of-day memory layout"
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenpy.builder.pv import build_pv, fill_m2p, set_event_channels
+from xenpy.builder.pv_stubs import pv_hypercall_page
+from xenpy.domain.areas import place_time
+from xenpy.domain.domain import Domain
+from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
+from xenpy.domain.pv.vcpu import PvVcpu
+from xenpy.kvm.constants import Cap
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.emulate import Ports
+from xenpy.pv.mmu.entries import XEN_SLOTS
+from xenpy.pv.mmu.mmu import Mmu
+from xenpy.pv.mmu.protocols import Mappable
+from xenpy.shim.layout import SLOTS
+from xenpy.shim.memory import Shim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BASE_MFN: Final = 1 << 20
+"""The first of the guest's frames: above 4 GiB, out of the way of all that is special below."""
+POOL_GPA: Final = 0x2000_0000
+"""Where the hypervisor's own pages are that a guest may map."""
+SHIM_GPA: Final = 0x4000_0000
+_E820_RAM: Final = 1
+
+
+class PvDomain(Domain):
+    """A PV domain."""
+
+    is_pv = True
+
+    def _build(self) -> None:
+        config = self.config
+        self.writer: PvVcpu | None = None
+        """The vCPU whose hypercall or fault is being dealt with."""
+        self._make_vm(Cap.VCPU_EVENTS)
+        self._make_state()
+        self.memory.add_frames(POOL_GPA, self.frames)
+        self._load_kernel()
+        self._set_max_pages()
+        self._write_wallclock()
+        self.ports = Ports(self.clock.now)
+        host_leaves = self.host.kvm.supported_cpuid()
+        for vcpu_id in range(config.maxvcpus):
+            vcpu = PvVcpu(self, vcpu_id)
+            entries = policy(host_leaves, self.version, self.domid, vcpu_id, vcpu.kvm.tsc_khz())
+            vcpu.kvm.set_cpuid(entries)
+            if not vcpu_id:
+                self.cpuid_table = CpuidTable(entries)
+                has_xsave = self.cpuid_table.ask(1, 0)[2] >> 26 & 1
+                self.xcr0 = xcr0(host_leaves) if has_xsave else 0
+            if self.xcr0:
+                vcpu.kvm.set_xcr0(self.xcr0)
+            vcpu.set_up_processor()
+            self._vcpus.append(vcpu)
+        self.pv_vcpus[0].start_first(self._start)
+        self.shared_info_placed(self.shared_info_mfn)
+
+    def _load_kernel(self) -> None:
+        from xenpy.builder.kernel import load_kernel
+
+        config, memory = self.config, self.memory
+        size = config.maxmem_mib << 20
+        pages = size >> PAGE_SHIFT
+        self.shared_info_mfn = self.frame_mfn(self.shared_info.frame.offset)
+        self.shim = Shim(
+            memory, SHIM_GPA, slot=SLOTS[0], ring3_entry=True, base_mfn=BASE_MFN, nr_pages=pages,
+            m2p_entries=BASE_MFN + pages, vcpus=config.maxvcpus,
+        )  # fmt: skip
+        with load_kernel(config.kernel) as kernel:
+            start = build_pv(
+                memory, kernel, base_mfn=BASE_MFN, size=size, shared_info_mfn=self.shared_info_mfn,
+                nr_pages=(config.memory_mib << 20) >> PAGE_SHIFT, cmdline=config.cmdline, ramdisk=config.ramdisk,
+            )  # fmt: skip
+        if start.hypercall_page_gpa is not None:
+            memory.write(start.hypercall_page_gpa, pv_hypercall_page())
+        self._start = start
+        self.m2p = self.shim.m2p
+        fill_m2p(self.m2p[: BASE_MFN + pages], BASE_MFN, start.nr_pages)
+        self.machphys = (self.shim.m2p_va, self.shim.m2p_va + (BASE_MFN + pages) * 8, BASE_MFN + pages - 1)
+        self.mmu = Mmu(
+            memory, self.shim.frames[:pages], BASE_MFN, self.m2p, store=self._store, mappable=self._mappable,
+            fill_hypervisor_slots=self._fill_slots,
+        )  # fmt: skip
+        self.mmu.adopt(start.tables, start.pt_base_mfn, start.nr_pages)
+        self.store_gfn, self.console_gfn = start.store_mfn, start.console_mfn
+        self.e820 = [(0, size, _E820_RAM)]
+
+    @property
+    def pv_vcpus(self) -> Sequence[PvVcpu]:
+        """Return the vCPUs by number."""
+        return self._vcpus  # type: ignore[return-value]
+
+    def frame_mfn(self, offset: int) -> int:
+        """Return the mfn by which the guest knows a page of the hypervisor's own."""
+        return POOL_GPA + offset >> PAGE_SHIFT
+
+    def set_ports(self, store: int, console: int) -> None:
+        """Tell the guest the event channels of its xenstore and console rings."""
+        set_event_channels(self.memory, self._start, store, console)
+
+    # -- page tables --------------------------------------------------------------------------------------------------
+
+    def _store(self, gpa: int, value: int) -> None:
+        """Write a page table entry: in memory at once, and again in the guest, where shadow page tables notice it."""
+        self.memory.u64[gpa >> 3] = value
+        if self.writer is not None:
+            self.writer.queue_write(self.shim.direct(gpa), value)
+
+    def _mappable(self, mfn: int) -> Mappable:
+        """Tell whether the guest may map a frame that is none of its RAM: shared_info and the grant table."""
+        first = POOL_GPA >> PAGE_SHIFT
+        return Mappable.YES if first <= mfn < first + (self.frames.size >> PAGE_SHIFT) else Mappable.NO
+
+    def _fill_slots(self, mfn: int, kernel: bool) -> None:
+        table = mfn << PAGE_SHIFT
+        for slot in XEN_SLOTS:
+            entry = 0
+            if slot == self.shim.slot:
+                entry = self.shim.kernel_slot if kernel else self.shim.user_slot
+            self._store(table + slot * 8, entry)
+
+    # -- what the base class asks -------------------------------------------------------------------------------------
+
+    def unsupported_hint(self) -> str:
+        """Return what to add to the report of an instruction KVM cannot emulate."""
+        return ""
+
+    def shared_info_placed(self, gfn: int) -> None:
+        """Take note of where shared_info is."""
+        self.shared_info_gfn = gfn
+        for vcpu in self._vcpus:
+            place_time(vcpu)
+
+    def vcpu_info_placed(self, vcpu_id: int) -> None:
+        """Take note that the guest has placed a vCPU's vcpu_info."""
+        place_time(self._vcpus[vcpu_id])
+
+    def callback_changed(self) -> None:
+        """Do nothing: HVM_PARAM_CALLBACK_IRQ is for HVM guests."""

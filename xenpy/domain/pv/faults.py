@@ -1,0 +1,163 @@
+"""Exceptions and system calls of a PV guest: what is emulated for it, and what its kernel hears of."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, cast
+
+from xenpy.domain.ending import End, Ending
+from xenpy.domain.pv.bounce import Bounces
+from xenpy.domain.pv.machine import GuestMachine
+from xenpy.domain.vcpu import DomainDying
+from xenpy.hypercalls.callback import CALLBACKTYPE
+from xenpy.kvm.constants import Sync
+from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privileged, emulate_store
+from xenpy.pv.emulate.machine import Vector
+from xenpy.shim.layout import Port, Selector
+
+if TYPE_CHECKING:
+    from xenpy.domain.pv.vcpu import PvVcpu
+
+_PF_PRESENT: Final = 1 << 0
+_PF_WRITE: Final = 1 << 1
+_PF_USER: Final = 1 << 2
+_DOUBLE_FAULT: Final = 8
+_NO_DEVICE: Final = 7
+_WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
+_INT_N: Final = 0xCD
+_SYSENTER: Final = b"\x0f\x34"
+_SYSCALL: Final = b"\x0f\x05"
+
+
+class Faults(Bounces):
+    """A PV vCPU whose guest may fault."""
+
+    @cached_property
+    def _machine(self) -> GuestMachine:
+        return GuestMachine(cast("PvVcpu", self))
+
+    def on_exception(self, vector: int, error: int) -> None:
+        """Deal with an exception in ring 3, whose registers are in place."""
+        if vector == Vector.PF:
+            self._on_page_fault(error, int(self.kvm.sregs.cr2))
+        elif vector == Vector.GP:
+            self._on_protection_fault(error)
+        elif vector == Vector.UD:
+            self._on_invalid_opcode()
+        elif vector == _DOUBLE_FAULT:
+            self.domain.end(Ending(End.CRASH, f"double fault at rip {int(self.kvm.regs.rip):#x}"))
+            raise DomainDying
+        else:
+            if vector == _NO_DEVICE:
+                self.set_ts(False)
+            elif vector == Vector.DB:
+                registers = self.kvm.get_debugregs()
+                self.dr6 = int(registers.dr6)
+            self.raise_trap(vector, error if vector in _WITH_ERROR else None)
+
+    def _finish(self, outcome: Outcome | GuestFault, vector: int, error: int | None) -> None:
+        """Give the guest what emulation left: nothing, another exception, or the one that it was."""
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        if outcome is Outcome.DONE:
+            return
+        if isinstance(outcome, GuestFault):
+            if outcome.vector == Vector.PF:
+                self.domain.shared_info.vcpu_info[self.vcpu_id].cr2 = outcome.cr2
+            vector, error = outcome.vector, outcome.error_code if outcome.vector in _WITH_ERROR else None
+        self.raise_trap(vector, error)
+
+    # -- page faults --------------------------------------------------------------------------------------------------
+
+    def _on_page_fault(self, error: int, gva: int) -> None:
+        domain = self.domain
+        if self.in_kernel:
+            error &= ~_PF_USER
+            if error & (_PF_PRESENT | _PF_WRITE) == _PF_PRESENT | _PF_WRITE:
+                domain.writer = cast("PvVcpu", self)
+                with domain.host.lock:
+                    outcome = emulate_store(self._machine, gva, self._write_entry)
+                if outcome is not Outcome.UNHANDLEABLE:
+                    self._finish(outcome, Vector.PF, error)
+                    return
+        domain.shared_info.vcpu_info[self.vcpu_id].cr2 = gva
+        self.raise_trap(Vector.PF, error)
+
+    def _write_entry(self, gva: int, old: int, new: int) -> bool:
+        return self.domain.mmu.emulate_write(self.translate(gva), old, new, compare=True)
+
+    # -- protection faults --------------------------------------------------------------------------------------------
+
+    def _on_protection_fault(self, error: int) -> None:
+        outcome: Outcome | GuestFault = Outcome.UNHANDLEABLE
+        if error == 0:
+            self.domain.writer = cast("PvVcpu", self)
+            with self.domain.host.lock:
+                outcome = emulate_privileged(self._machine)
+        elif error & 7 == 2:  # INT n through a gate of the IDT that asks for more privilege
+            trap = self.traps[error >> 3 & 0xFF]
+            if trap is not None and trap.dpl >= (1 if self.in_kernel else 3):
+                self.kvm.regs.rip += 2
+                self.raise_trap(error >> 3 & 0xFF)
+                return
+        self._finish(outcome, Vector.GP, error)
+
+    # -- invalid opcodes ----------------------------------------------------------------------------------------------
+
+    def _on_invalid_opcode(self) -> None:
+        regs = self.kvm.regs
+        code = self._machine.read_code(regs.rip, 2)
+        if code[:1] and code[0] == _INT_N and len(code) == 2:  # on hosts that do not know INT n
+            self._software_interrupt(code[1])
+            return
+        if code == _SYSENTER and not self.in_kernel:
+            regs.rip += 2
+            self.on_syscall(Port.SYSENTER)
+            return
+        if code == _SYSCALL and not self.in_kernel:
+            regs.rip += 2
+            self.on_syscall(Port.SYSCALL32)
+            return
+        self._finish(emulate_forced(self._machine), Vector.UD, None)
+
+    def _software_interrupt(self, vector: int) -> None:
+        trap = self.traps[vector]
+        if trap is None or trap.dpl < (1 if self.in_kernel else 3):
+            self.raise_trap(Vector.GP, vector << 3 | 2)
+            return
+        self.kvm.regs.rip += 2
+        self.raise_trap(vector)
+
+    # -- system calls -------------------------------------------------------------------------------------------------
+
+    def on_syscall(self, port: int) -> None:
+        """Call the kernel for a system call that has come by one of the Port ways; RIP is behind the instruction."""
+        if port in (Port.SYSCALL, Port.HYPERCALL):
+            type_ = CALLBACKTYPE.syscall
+            self.cs, self.ss = Selector.RING3_CS64, Selector.RING3_SS
+        elif port == Port.SYSCALL32:
+            type_ = CALLBACKTYPE.syscall32
+            self.cs, self.ss = Selector.RING3_CS32, Selector.RING3_SS
+        else:
+            type_ = CALLBACKTYPE.sysenter
+            if not self.enter_syscall(type_):
+                self.kvm.regs.rip -= 2
+                self.raise_trap(Vector.GP, 0)
+            return
+        if not self.enter_syscall(type_):
+            self.kvm.regs.rip -= 2
+            self.raise_trap(Vector.UD)
+
+    def new_base(self, mfn: int) -> None:
+        """Run the kernel on other tables, as MMUEXT_NEW_BASEPTR. Raises XenError."""
+        mmu = self.domain.mmu
+        if mfn != self.kernel_l4:
+            mmu.take_base(mfn, self._checkpoint, kernel=True)
+            old = self.kernel_l4
+            self.load_base(mfn)
+            mmu.release(old, self._checkpoint)
+        else:
+            self.flush_tlb()
+
+    def load_base(self, mfn: int) -> None:
+        """Make an L4 the kernel's."""
+        raise NotImplementedError

@@ -1,0 +1,294 @@
+"""The state of a PV vCPU that is Xen's to keep, and what its hypercalls set of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from xenpy.domain.vcpu import Vcpu
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
+from xenpy.kvm.constants import Sync
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.mmu.layout import FrameType
+from xenpy.pv.paging import is_canonical
+from xenpy.shim.layout import GDT_GUEST_PAGES, LDT_PAGES, Page, Selector
+
+if TYPE_CHECKING:
+    from xenpy.domain.pv.domain import PvDomain
+
+CR0_TS: Final = 1 << 3
+_HYPERVISOR_START: Final = 0xFFFF_8000_0000_0000
+_HYPERVISOR_END: Final = 0xFFFF_8800_0000_0000
+_DR6_DEFAULT: Final = 0xFFFF_0FF0
+_DR7_DEFAULT: Final = 1 << 10
+_DR7_RESERVED: Final = 0xFFFF_FFFF_0000_D800
+_DR_LENGTH_8: Final = 2
+_CODE: Final = 8
+_LDT_TYPE: Final = 0x82
+_ENTRIES_PER_PAGE: Final = 512
+
+
+class Trap(NamedTuple):
+    """A vector's handler."""
+
+    flags: int
+    cs: int
+    gva: int
+
+    @property
+    def dpl(self) -> int:
+        """The lowest privilege that may raise the vector by INT."""
+        return self.flags & 3
+
+    @property
+    def masks_events(self) -> bool:
+        """Whether the handler starts with events masked."""
+        return bool(self.flags & 4)
+
+
+class Callback(NamedTuple):
+    """An entry point of the kernel."""
+
+    gva: int
+    masks_events: bool
+
+
+def flat(segment: Any, selector: int, type_: int, dpl: int, *, long: bool) -> None:
+    """Set a segment register of KVM's to a flat segment: code (of 64 bits if `long`) or data."""
+    segment.base, segment.limit, segment.selector = 0, 0xFFFF_FFFF, selector
+    segment.type, segment.present, segment.dpl, segment.s = type_, 1, dpl, 1
+    segment.l, segment.db, segment.g = int(long), int(not long), 1
+    segment.unusable = 0
+
+
+class PvState(Vcpu):
+    """A PV vCPU, as far as hypercalls set it."""
+
+    domain: PvDomain
+
+    def __init__(self, domain: PvDomain, vcpu_id: int, kvm_id: int, sync: Sync) -> None:
+        super().__init__(domain, vcpu_id, kvm_id, sync)
+        self.window = domain.shim.windows[vcpu_id]
+        self.in_kernel = True
+        """Whether the guest's kernel runs, not its user mode."""
+        self.cs: int = Selector.RING3_CS64
+        self.ss: int = Selector.RING3_SS
+        self.kernel_l4 = 0
+        self.user_l4 = 0
+        self.kernel_ss = 0
+        self.kernel_sp = 0
+        self.other_gs = 0
+        """The GS base of the mode that does not run."""
+        self.traps: list[Trap | None] = [None] * 256
+        self.callbacks: dict[int, Callback] = {}
+        self.nmi_pending = False
+        self.nmi_masked = False
+        self.flush_wanted = False
+        self.dr7 = _DR7_DEFAULT
+        self.dr6 = _DR6_DEFAULT
+        self.tsc_aux = 0
+        self._gdt: tuple[int, ...] = ()
+        self._ldt: tuple[int, ...] = ()
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether the vCPU is online."""
+        return self._up
+
+    # -- traps and callbacks ------------------------------------------------------------------------------------------
+
+    def clear_traps(self) -> None:
+        """Forget all handlers."""
+        self.traps = [None] * 256
+
+    def set_trap(self, vector: int, flags: int, cs: int, gva: int) -> None:
+        """Set a vector's handler."""
+        trap = Trap(flags, cs, gva)
+        self.traps[vector] = trap
+        self.window.set_gate(vector, self.domain.shim.handler(self.window, vector), trap.dpl)
+
+    def register_callback(self, type_: int, flags: int, gva: int) -> None:
+        """Register an entry point of the kernel. Raises XenError: EINVAL for an address that is none, ENOSYS for an unknown type."""
+        if type_ not in CALLBACKTYPE.__members__.values():
+            raise XenError(Errno.ENOSYS, f"callback {type_}")
+        if not is_canonical(gva):
+            raise XenError(Errno.EINVAL, f"callback at {gva:#x}")
+        if type_ == CALLBACKTYPE.sysenter_deprecated:
+            type_ = CALLBACKTYPE.sysenter
+        self.callbacks[type_] = Callback(gva, bool(flags & CALLBACKF_mask_events))
+
+    def unregister_callback(self, type_: int) -> None:
+        """Forget an entry point. Raises XenError: EINVAL for those that a kernel must have, ENOSYS for an unknown type."""
+        if type_ in (CALLBACKTYPE.event, CALLBACKTYPE.failsafe, CALLBACKTYPE.syscall):
+            raise XenError(Errno.EINVAL, f"callback {type_} cannot be unregistered")
+        if type_ not in CALLBACKTYPE.__members__.values():
+            raise XenError(Errno.ENOSYS, f"callback {type_}")
+        self.callbacks.pop(type_, None)
+
+    def set_kernel_stack(self, ss: int, sp: int) -> None:
+        """Set the stack on which the kernel is entered from user mode."""
+        self.kernel_ss, self.kernel_sp = ss | 3, sp
+
+    def set_upcall_vector(self, vector: int) -> None:
+        """Refuse: a PV guest has no LAPIC."""
+        raise XenError(Errno.EINVAL, f"upcall vector {vector} in a PV guest")
+
+    def send_nmi(self) -> None:
+        """Make an NMI pending."""
+        self.nmi_pending = True
+        self.kick()
+
+    def block(self) -> None:
+        """Unmask events and sleep until one is pending."""
+        self.domain.shared_info.vcpu_info[self.vcpu_id].upcall_mask = False
+        if not self.event_pending():
+            self._blocked = True
+
+    _blocked: bool
+
+    def is_halted_for_good(self) -> bool:
+        """Tell that it does not: a PV guest says when it is done."""
+        return False
+
+    # -- segments -----------------------------------------------------------------------------------------------------
+
+    @property
+    def fs_base(self) -> int:
+        """The base of FS."""
+        return int(self.kvm.sregs.fs.base)
+
+    @fs_base.setter
+    def fs_base(self, gva: int) -> None:
+        self.kvm.sregs.fs.base = gva
+        self.kvm.dirty(Sync.SREGS)
+
+    @property
+    def gs_base(self) -> int:
+        """The base of GS in the mode that runs."""
+        return int(self.kvm.sregs.gs.base)
+
+    @gs_base.setter
+    def gs_base(self, gva: int) -> None:
+        self.kvm.sregs.gs.base = gva
+        self.kvm.dirty(Sync.SREGS)
+
+    @property
+    def kernel_gs_base(self) -> int:
+        """The base that swapgs would bring."""
+        return self.other_gs
+
+    @kernel_gs_base.setter
+    def kernel_gs_base(self, gva: int) -> None:
+        self.other_gs = gva
+
+    def set_base(self, which: int, gva: int) -> None:
+        """Set a segment's base: 0 FS, 1 user mode's GS, 2 the kernel's GS."""
+        if which == 0:
+            self.fs_base = gva
+        elif (which == 1) == self.in_kernel:
+            self.other_gs = gva
+        else:
+            self.gs_base = gva
+
+    def load_user_gs(self, selector: int) -> None:
+        """Load a selector into the GS of user mode; one that is no good becomes null."""
+        descriptor = self.descriptor(selector)
+        present_data = descriptor >> 47 & 1 and descriptor >> 44 & 1
+        self.other_gs = 0
+        if present_data:
+            self.other_gs = descriptor >> 16 & 0xFF_FFFF | (descriptor >> 56 & 0xFF) << 24
+        gs = self.kvm.sregs.gs
+        if present_data:
+            flat(gs, selector, 3, 3, long=False)
+        else:
+            gs.selector, gs.unusable = 0, 1
+        self.kvm.dirty(Sync.SREGS)
+
+    def descriptor(self, selector: int) -> int:
+        """Return the descriptor that a selector names, 0 if there is none."""
+        index = selector >> 3
+        frames = self._ldt if selector & 4 else self._gdt
+        page = index // _ENTRIES_PER_PAGE
+        if selector < 4 or page >= len(frames) or not frames[page]:
+            return 0
+        return int(self.domain.memory.u64[(frames[page] << PAGE_SHIFT - 3) + index % _ENTRIES_PER_PAGE])
+
+    def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
+        """Load the guest's part of the GDT."""
+        del entries  # what is beyond them is in none of the frames
+        self._gdt = mfns
+        self._show(Page.GDT, GDT_GUEST_PAGES, mfns)
+
+    def set_ldt(self, gva: int, entries: int) -> None:
+        """Load the LDT, which is empty with 0 entries."""
+        mmu = self.domain.mmu
+        mfns = []
+        try:
+            for page in range(-(-entries // _ENTRIES_PER_PAGE)):
+                mfn = self.translate(gva + (page << PAGE_SHIFT)) >> PAGE_SHIFT
+                mmu.hold(mfn, FrameType.SEGDESC)
+                mfns.append(mfn)
+        except XenError:
+            self.domain.log("ldt", f"LDT at {gva:#x} with {entries} entries: no such pages")
+        old, self._ldt = self._ldt, tuple(mfns)
+        self._show(Page.LDT, LDT_PAGES, self._ldt)
+        for mfn in old:
+            mmu.release(mfn)
+        limit = len(mfns) * 4096 - 1
+        base = self.window.page_va(Page.LDT)
+        self.window.set_system_descriptor(Selector.LDT, _LDT_TYPE if mfns else 0, base, max(limit, 0))
+        ldt = self.kvm.sregs.ldt
+        ldt.base, ldt.limit, ldt.selector = (base, limit, Selector.LDT) if mfns else (0, 0, 0)
+        ldt.type, ldt.present, ldt.unusable, ldt.s, ldt.g = 2, int(bool(mfns)), int(not mfns), 0, 0
+        self.kvm.dirty(Sync.SREGS)
+
+    def _show(self, first: int, pages: int, mfns: tuple[int, ...]) -> None:
+        """Show frames of descriptors in the window, in both views of it."""
+        window, memory = self.window, self.domain.memory
+        for index in range(pages):
+            entry = window.descriptor_entry(first + index, mfns[index] if index < len(mfns) else 0)
+            for table in (Page.KERNEL_TABLE, Page.USER_TABLE):
+                memory.u64[(window.gpa(table) >> 3) + first + index] = entry
+                self.queue_write(window.page_va(table) + (first + index) * 8, entry)
+        self.flush_tlb()
+
+    def queue_write(self, gva: int, value: int) -> None:
+        """Have a word be written in the guest before it goes on."""
+        raise NotImplementedError
+
+    def flush_tlb(self) -> None:
+        """Drop all translations before the guest goes on."""
+        raise NotImplementedError
+
+    # -- processor state ----------------------------------------------------------------------------------------------
+
+    def set_ts(self, value: bool) -> None:
+        """Set or clear CR0.TS."""
+        sregs = self.kvm.sregs
+        sregs.cr0 = sregs.cr0 | CR0_TS if value else sregs.cr0 & ~CR0_TS
+        self.kvm.dirty(Sync.SREGS)
+
+    def get_debugreg(self, number: int) -> int:
+        """Return a debug register; 4 and 5 are other names of 6 and 7."""
+        if number in (4, 6):
+            return self.dr6
+        if number in (5, 7):
+            return self.dr7
+        return int(self.kvm.get_debugregs().db[number])
+
+    def set_debugreg(self, number: int, value: int) -> None:
+        """Set a debug register. Raises XenError: EPERM for a breakpoint in the hypervisor, EINVAL for what cannot be."""
+        if number in (4, 6):
+            self.dr6 = value & 0xFFFF_FFFF | _DR6_DEFAULT
+            return
+        registers = self.kvm.get_debugregs()
+        if number in (5, 7):
+            if value >> 32:
+                raise XenError(Errno.EPERM, f"DR7 {value:#x}")
+            self.dr7 = value & ~_DR7_RESERVED | _DR7_DEFAULT
+            registers.dr7 = self.dr7
+        else:
+            if not is_canonical(value) or _HYPERVISOR_START <= value < _HYPERVISOR_END:
+                raise XenError(Errno.EPERM, f"breakpoint at {value:#x}")
+            registers.db[number] = value
+        self.kvm.set_debugregs(registers)

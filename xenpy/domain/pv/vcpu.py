@@ -1,0 +1,379 @@
+"""A PV vCPU: its thread's way into the guest and out of it.
+
+The guest's registers are those of KVM while it runs in ring 3. When the processor has come to ring 0, by an exception or a system call,
+what ring 3 looked like is in the frame on the shim's stack: it is put back at once, so that `regs`, `cs` and `ss` always tell of the guest,
+and `_prepare` finds the way back in: directly where nothing but registers has changed, else by one of the shim's IRETQ routines.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from array import array
+from typing import TYPE_CHECKING, Final
+
+from xenpy.domain.ending import End, Ending
+from xenpy.domain.pv.context import Contexts
+from xenpy.domain.pv.faults import Faults
+from xenpy.domain.pv.state import flat
+from xenpy.domain.vcpu import DomainDying
+from xenpy.errors import Errno, XenError
+from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, Sync
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.mmu.entries import XEN_SLOTS
+from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE, PTE_RW
+from xenpy.shim.code import STUB_SIZE, VECTORS
+from xenpy.shim.layout import WINDOW_SIZE, WRITES_MAX, Page, Port, Selector, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xenpy.domain.pv.domain import PvDomain
+
+_MASK32: Final = 0xFFFF_FFFF
+_RETRY_NS: Final = 50_000
+"""How long until an event is tried again that found the vCPU within the shim."""
+_FRAME: Final = PAGE_SIZE // 8 - 5
+"""The word of the ring 0 stack where the processor's frame begins, without an error code."""
+_RING0_RFLAGS: Final = 2
+_RFLAGS_FIXED: Final = 1 << 1 | 1 << 9
+_RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
+"""IOPL, NT, VM, VIF, VIP."""
+_ERROR_CODES: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
+"""Vectors that come with one. Ref: AMD64 APM volume 2, section 8.2"""
+_POLL_S: Final = 0.00002
+
+
+class PvVcpu(Faults, Contexts):
+    """A vCPU of a PV domain."""
+
+    def __init__(self, domain: PvDomain, vcpu_id: int) -> None:
+        super().__init__(domain, vcpu_id, vcpu_id, Sync.REGS | Sync.SREGS)
+        self._blocked = False
+        self._busy = False
+        self._in_guest = False
+        self._flush = False
+        self._invlpg: int | None = None
+        self._writes: list[int] = []
+        self._ring0 = False
+        self._code_start = self.window.va + domain.shim.code.exceptions
+        self._code_end = self._code_start + STUB_SIZE * VECTORS
+        self._handlers |= {
+            Exit.IO: self._on_io,
+            Exit.HLT: self._on_halt,
+            Exit.MMIO: self._on_mmio,
+            Exit.INTR: self._on_kick,
+        }
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        kvm, run, domain, handlers = self.kvm, self.kvm.run, self.domain, self._handlers
+        while True:
+            if run.immediate_exit:
+                kvm.clear_kick()
+                self._attend()
+            if domain.ending is not None:
+                return
+            if not self._busy:
+                if self._blocked or not self._up:
+                    self._sleep()
+                    continue
+                self.deliver()
+                self._prepare()
+            self._in_guest = True
+            if self._flush_asked and not self._busy:
+                self._in_guest = False
+                continue
+            reason = kvm.enter()
+            self._in_guest = False
+            self.exits += 1
+            self._busy = False
+            handler = handlers.get(reason)
+            try:
+                if handler is not None:
+                    handler()
+                elif reason == -errno.EINTR or reason == -errno.EAGAIN:
+                    run.immediate_exit = 1
+                    self._on_kick()
+                else:
+                    self._on_unknown(reason)
+            except DomainDying:
+                return
+
+    def _sleep(self) -> None:
+        """Wait for an event, or to be brought up."""
+        with self.domain.host.lock:
+            while not (self.kvm.run.immediate_exit or self.domain.ending is not None or self._requests):
+                if self._up and not (self._blocked and not self.event_pending()):
+                    break
+                deadline = self.timers.next_deadline() if self._up else None
+                remaining = None if deadline is None else (deadline - self.domain.clock.now()) / 1e9
+                if remaining is None or remaining > 0:
+                    self._wake.wait(remaining)
+                if self._up:
+                    self.timers.expire()
+            if self._up and self.event_pending():
+                self._blocked = False
+            self._kick_at = 0
+            self.rearm()
+
+    def settle(self) -> None:
+        """Do nothing: events are delivered before each entry."""
+        self.retry_at = None
+
+    def upcall(self) -> None:
+        """Have the thread look at its events. Under the host's lock, from any thread."""
+        self._woken = True
+        self._wake.notify_all()
+        if self._in_guest:
+            self.kvm.kick()
+
+    # -- entering -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _flush_asked(self) -> bool:
+        return self.flush_wanted
+
+    def _prepare(self) -> None:
+        """Bring KVM's registers to where the guest goes on, by way of the shim if that is needed."""
+        if self.flush_wanted:
+            self.flush_wanted = False
+            self._flush = True
+        sregs, regs, run = self.kvm.sregs, self.kvm.regs, self.kvm.run
+        cr3 = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
+        load = self._flush or sregs.cr3 != cr3
+        if not (self._ring0 or load or self._writes or self._invlpg is not None):
+            if sregs.cs.selector == self.cs and sregs.ss.selector == self.ss:
+                run.kvm_dirty_regs |= Sync.REGS
+                return
+        if len(self._writes) > 2 * WRITES_MAX:
+            self._flush_writes()
+        resume = self.domain.shim.code.resume
+        state = self.window.state
+        state[State.SAVED_RAX] = regs.rax
+        if self._writes:
+            state[State.SAVED_RCX], state[State.SAVED_RSI], state[State.SAVED_RDI] = regs.rcx, regs.rsi, regs.rdi
+            self._list_writes(self._writes)
+            self._writes = []
+            if load:
+                entry = resume.writes_cr3
+            else:
+                entry = resume.writes if self._invlpg is None else resume.writes_invlpg
+        elif load:
+            entry = resume.cr3
+        else:
+            entry = resume.plain if self._invlpg is None else resume.invlpg
+        if load:
+            state[State.NEW_CR3] = cr3
+        elif self._invlpg is not None:
+            state[State.INVLPG] = self._invlpg
+        self._flush = False
+        self._invlpg = None
+        rflags = regs.rflags & ~_RFLAGS_CLEAR | _RFLAGS_FIXED
+        self.window.stack[_FRAME], self.window.stack[_FRAME + 1] = regs.rip, self.cs
+        self.window.stack[_FRAME + 2], self.window.stack[_FRAME + 3] = rflags, regs.rsp
+        self.window.stack[_FRAME + 4] = self.ss
+        regs.rip = self.window.va + entry
+        regs.rsp = self.window.stack_top - 40
+        regs.rflags = _RING0_RFLAGS
+        if not self._ring0:
+            self._set_ring0()
+        run.kvm_dirty_regs |= Sync.REGS
+
+    def _set_ring0(self) -> None:
+        sregs = self.kvm.sregs
+        flat(sregs.cs, Selector.RING0_CS, 11, 0, long=True)
+        flat(sregs.ss, Selector.RING0_SS, 3, 0, long=False)
+        self.kvm.run.kvm_dirty_regs |= Sync.SREGS
+        self._ring0 = True
+
+    def _list_writes(self, writes: list[int]) -> None:
+        self.window.writes[: len(writes)] = memoryview(array("Q", writes))
+        self.window.state[State.WRITE_COUNT] = len(writes) // 2
+
+    def _flush_writes(self) -> None:
+        """Make a list of writes true that is too long for one entry."""
+        regs, kvm = self.kvm.regs, self.kvm
+        saved = [getattr(regs, name) for name in _REGISTERS]
+        self._set_ring0()
+        while self._writes:
+            part, self._writes = self._writes[: 2 * WRITES_MAX], self._writes[2 * WRITES_MAX :]
+            self._list_writes(part)
+            regs.rip = self.window.va + self.domain.shim.code.resume.flush
+            regs.rsp, regs.rflags = self.window.stack_top, _RING0_RFLAGS
+            kvm.run.kvm_dirty_regs |= Sync.REGS
+            while (reason := kvm.enter()) == -errno.EINTR:
+                kvm.clear_kick()
+                self._kicked = True
+            if reason != Exit.IO:
+                self._on_unknown(reason)
+                raise DomainDying
+        kvm.run.immediate_exit = 1
+        for name, value in zip(_REGISTERS, saved, strict=True):
+            setattr(regs, name, value)
+        self._set_ring0()
+
+    # -- exits --------------------------------------------------------------------------------------------------------
+
+    def _on_kick(self) -> None:
+        """Find out where the guest was interrupted: within the shim it must first go on."""
+        kvm = self.kvm
+        sregs, rip = kvm.sregs, kvm.regs.rip
+        if sregs.ss.dpl == 0 or 0 <= rip - self.window.va < WINDOW_SIZE:
+            self._busy = True
+        else:
+            events = kvm.get_events()
+            if events.exception.injected or events.exception.pending:
+                self._busy = True
+            else:
+                self._in_ring3()
+        if self._busy:
+            self.retry_at = self.domain.clock.now() + _RETRY_NS
+            self.rearm()
+
+    def _in_ring3(self) -> None:
+        self._ring0 = False
+        self.cs, self.ss = self.kvm.sregs.cs.selector, self.kvm.sregs.ss.selector
+
+    def _on_io(self) -> None:
+        run, sregs, regs = self.kvm.run, self.kvm.sregs, self.kvm.regs
+        io = run.io
+        ring0 = sregs.ss.dpl == 0
+        rip = regs.rip
+        if ring0 and self._code_start <= rip <= self._code_end:
+            self._ring0 = True
+            self._take_frame(io.port)
+        elif 0 <= rip - self.window.page_va(Page.ENTRY) < PAGE_SIZE and io.direction == KVM_EXIT_IO_OUT:
+            if ring0:
+                self._ring0 = True
+                self.cs, self.ss = Selector.RING3_CS64, Selector.RING3_SS
+            else:
+                self._in_ring3()
+            self._on_call(io.port)
+        else:  # user mode of the guest, through a port that is open for the shim
+            self._in_ring3()
+            if io.direction != KVM_EXIT_IO_OUT:
+                size = io.size * io.count
+                self.kvm.page[io.data_offset : io.data_offset + size] = b"\xff" * size
+                self._busy = True
+
+    def _take_frame(self, vector: int) -> None:
+        """Put the registers of ring 3 back, and deal with the exception that ended it."""
+        regs, stack = self.kvm.regs, self.window.stack
+        error = 0
+        if vector in _ERROR_CODES:
+            error = stack[_FRAME - 1]
+        rip, cs = stack[_FRAME], stack[_FRAME + 1]
+        if regs.rsp != self.window.stack_top - 40 - 8 * (vector in _ERROR_CODES) or cs & 3 != 3:
+            self._nested(vector)
+            return
+        self.cs = cs
+        regs.rip, regs.rflags, regs.rsp = rip, stack[_FRAME + 2], stack[_FRAME + 3]
+        self.ss = stack[_FRAME + 4]
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        self.on_exception(vector, error)
+
+    def _nested(self, vector: int) -> None:
+        """Deal with an exception in ring 0: of IRETQ, whose frame the guest chose; any other is a bug of ours."""
+        self.domain.end(
+            Ending(
+                End.INTERNAL,
+                f"exception {vector} in the shim, frame {[hex(w) for w in self.window.stack[_FRAME - 8 :]]}",
+            )
+        )
+
+    def _on_call(self, port: int) -> None:
+        regs = self.kvm.regs
+        regs.rip, regs.rflags = regs.rcx, regs.r11
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        if port == Port.HYPERCALL and self.in_kernel:
+            self._hypercall()
+        else:
+            self.on_syscall(port)
+
+    def _hypercall(self) -> None:
+        regs = self.kvm.regs
+        self._replaced = False
+        args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
+        self.domain.writer = self
+        result = self._call(regs.rax & _MASK32, args, wide=True)
+        if not self._replaced:
+            regs.rax = result & 0xFFFF_FFFF_FFFF_FFFF
+
+    def _checkpoint(self) -> None:
+        super()._checkpoint()
+        self.domain.writer = self
+
+    def _on_halt(self) -> None:
+        self.domain.end(Ending(End.INTERNAL, "HLT in the shim"))
+
+    def _on_mmio(self) -> None:
+        """Let accesses to addresses without memory read as all ones."""
+        mmio = self.kvm.run.mmio
+        if not mmio.is_write:
+            mmio.data[0:8] = [0xFF] * 8
+        self._busy = True
+
+    def _on_triple_fault(self) -> None:
+        self.domain.end(Ending(End.CRASH, f"triple fault on vCPU {self.vcpu_id} near rip {int(self.kvm.regs.rip):#x}"))
+
+    # -- page tables --------------------------------------------------------------------------------------------------
+
+    def translate(self, gva: int, *, write: bool = False) -> int:
+        """Return the gpa behind a guest-virtual address by the kernel's tables. Raises XenError(EFAULT)."""
+        words = self.domain.memory.u64
+        if gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS:
+            raise XenError(Errno.EFAULT, f"gva {gva:#x} is not the guest's")
+        entry = self.kernel_l4 << PAGE_SHIFT
+        for shift in (39, 30, 21, 12):
+            entry = words[(entry & PTE_FRAME) + (gva >> shift & 511) * 8 >> 3]
+            if not entry & PTE_PRESENT or (write and not entry & PTE_RW) or (entry & PTE_PSE and shift != 12):
+                raise XenError(Errno.EFAULT, f"gva {gva:#x} is not mapped")
+        return entry & PTE_FRAME | gva & 0xFFF
+
+    def queue_write(self, gva: int, value: int) -> None:
+        """Have a word be written in the guest before it goes on."""
+        self._writes += (gva, value)
+
+    def load_base(self, mfn: int) -> None:
+        """Make an L4 the kernel's."""
+        self.kernel_l4 = mfn
+        self._flush = True
+
+    def load_user_base(self, mfn: int) -> None:
+        """Make an L4 user mode's."""
+        self.user_l4 = mfn
+
+    def flush_tlb(self) -> None:
+        """Drop all translations before the guest goes on."""
+        self._flush = True
+
+    def invlpg(self, gva: int) -> None:
+        """Drop one translation before the guest goes on."""
+        if self._invlpg is None or self._invlpg == gva:
+            self._invlpg = gva
+        else:
+            self._flush = True
+
+    def flush_on(self, vcpu_ids: Iterable[int] | None, gva: int | None) -> None:
+        """Drop translations of several vCPUs, and wait until none runs with them. Under the host's lock."""
+        vcpus = self.domain.pv_vcpus
+        others = []
+        for vcpu_id in range(len(vcpus)) if vcpu_ids is None else vcpu_ids:
+            if vcpu_id == self.vcpu_id:
+                self.flush_tlb() if gva is None else self.invlpg(gva)
+            elif vcpu_id < len(vcpus):
+                vcpus[vcpu_id].flush_wanted = True
+                others.append(vcpus[vcpu_id])
+        for vcpu in others:
+            exits_before = vcpu.exits
+            if vcpu._in_guest:
+                vcpu.kvm.kick()
+            while vcpu._in_guest and vcpu.exits == exits_before and self.domain.ending is None:
+                time.sleep(_POLL_S)
+
+
+_REGISTERS: Final = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags",
+)  # fmt: skip

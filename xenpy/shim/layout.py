@@ -1,0 +1,111 @@
+"""Where the shim is: its part of a PV guest's virtual space, and what lies in it.
+
+Of the virtual space that a 64-bit PV guest leaves to Xen the shim uses one level-4 slot. A kernel's tables show in it the
+machine-to-physical map, the frame table, one window for each vCPU and a map of all the guest's RAM; those of user mode show the windows
+only, and of them no more than the processor needs to get out of user mode.
+
+Ref: xen/include/public/arch-x86/xen-x86_64.h
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+SLOTS: Final = tuple(range(257, 272))
+"""The level-4 slots that may hold the shim, in the order in which they are tried. Slot 256 cannot be used in user mode on every host."""
+SLOT_SHIFT: Final = 39
+
+M2P_OFFSET: Final = 0
+"""The machine-to-physical map: 64-bit words by mfn, read-only."""
+FRAMES_OFFSET: Final = 1 << 29
+"""The frame table: 64-bit words by mfn from the guest's first on. Ref: xenpy.pv.mmu.layout"""
+WINDOWS_OFFSET: Final = 1 << 30
+WINDOW_SIZE: Final = 1 << 21
+DIRECT_OFFSET: Final = 1 << 31
+"""The guest's RAM."""
+DIRECT_SIZE: Final = (1 << SLOT_SHIFT) - DIRECT_OFFSET
+FRAMES_MAX: Final = (WINDOWS_OFFSET - FRAMES_OFFSET) // 8
+M2P_MAX: Final = (FRAMES_OFFSET - M2P_OFFSET) // 8
+
+
+class Page(IntEnum):
+    """Pages of a vCPU's window."""
+
+    GDT = 0
+    """Sixteen: 14 of the guest's choice, Xen's own descriptors, an empty one."""
+    IDT = 16
+    TSS = 17
+    STACK = 18
+    """Of ring 0."""
+    STATE = 19
+    """What the in-guest code and we share; see State."""
+    ENTRY = 20
+    """Where SYSCALL leads. A kernel's tables show other code here than those of user mode."""
+    CODE = 21
+    """Ring 0's."""
+    WRITES = 24
+    """Page table entries that are still to be written in the guest: (address, value) pairs."""
+    KERNEL_TABLE = 40
+    """The level-1 table by which kernels see this window."""
+    USER_TABLE = 41
+    """That by which user mode sees it."""
+    LDT = 48
+    """Sixteen, of the guest's choice."""
+    END = 64
+
+
+CODE_PAGES: Final = 3
+WRITES_MAX: Final = (Page.KERNEL_TABLE - Page.WRITES) * 4096 // 16
+
+
+class State(IntEnum):
+    """64-bit words of the STATE page, by number."""
+
+    MODE = 0
+    """0: kernel, 1: user."""
+    KERNEL_CR3 = 1
+    USER_CR3 = 2
+    NEW_CR3 = 3
+    SAVED_RAX = 4
+    SAVED_RCX = 5
+    SAVED_RSI = 6
+    SAVED_RDI = 7
+    WRITE_COUNT = 8
+    INVLPG = 9
+
+
+class Selector(IntEnum):
+    """Selectors in the page of the GDT that is Xen's. Ref: xen/include/public/arch-x86/xen-x86_64.h for those of ring 3"""
+
+    RING0_CS = 0xE008
+    RING0_SS = 0xE010
+    RING3_CS32 = 0xE023
+    RING3_SS = 0xE02B
+    RING3_CS64 = 0xE033
+    TSS = 0xE040
+    LDT = 0xE050
+
+
+GDT_GUEST_PAGES: Final = 14
+"""Ref: xen/include/public/arch-x86/xen.h, FIRST_RESERVED_GDT_PAGE"""
+GDT_LIMIT: Final = 16 * 4096 - 1
+LDT_PAGES: Final = 16
+IO_PORTS: Final = range(0xE0, 0xE8)
+"""What ring 3 may write to, where the entry code runs in ring 3."""
+
+
+class Port(IntEnum):
+    """Ports by which in-guest code calls us."""
+
+    HYPERCALL = 0xE1
+    SYSCALL = 0xE2
+    SYSCALL32 = 0xE3
+    SYSENTER = 0xE4
+    FLUSHED = 0xE5
+    """All listed page table entries have been written."""
+
+
+def slot_base(slot: int) -> int:
+    """Return the first address of a level-4 slot of the upper half."""
+    return slot << SLOT_SHIFT | 0xFFFF_0000_0000_0000
