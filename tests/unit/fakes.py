@@ -148,7 +148,8 @@ class FakeDomain:
             mappable=lambda _mfn: False,
             fill_hypervisor_slots=lambda _mfn, _kernel: None,
         )
-        self.mmu.own(RAM_PAGES)
+        self.mmu.reservation.start(RAM_PAGES)
+        self.machphys_mfns = (RAM_PAGES,)
         self.machphys = (0xFFFF_8080_0000_0000, 0xFFFF_8080_2000_0000, RAM_PAGES - 1)
         self.hvm_params = HvmParams()
         self.version = XenVersion(4, 20)

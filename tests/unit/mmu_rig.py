@@ -92,6 +92,7 @@ class Rig:
         self.filled: list[tuple[int, bool]] = []
         self.checkpoints = 0
         self.max_pages = pages
+        self.machphys_mfns = (0x200,)
         self.machphys = (0xFFFF_8080_0000_0000, 0xFFFF_8080_2000_0000, BASE + pages - 1)
         self.mmu = Mmu(
             self.memory,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Handler = Callable[..., "int | None"]
 
 _MODULES: Final = (
-    "callback", "console_io", "descriptors", "event_channel", "grant_table", "hvm", "memory", "mmu_update", "mmuext",
-    "multicall", "physdev", "sched", "vcpu", "version", "vm_assist",
+    "callback", "console_io", "descriptors", "event_channel", "grant_table", "hvm", "memory", "memory_exchange", "mmu_update",
+    "mmuext", "multicall", "physdev", "sched", "traps", "vcpu", "version", "vm_assist",
 )  # fmt: skip
 
 HYPERCALLS: Final[dict[int, Callable[[Call], int | None]]] = {}

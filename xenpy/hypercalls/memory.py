@@ -1,4 +1,4 @@
-"""memory_op: the guest-physical map, as an auto-translated guest sees it, and ballooning.
+"""memory_op: the guest-physical map, as an auto-translated guest sees it, and ballooning of every guest.
 
 Ref: xen/include/public/memory.h
 """
@@ -10,24 +10,28 @@ from typing import TYPE_CHECKING, Any, Final
 from xenpy.abi import memory as abi
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.errors import Errno, XenError
+from xenpy.hypercalls import machine_memory
 from xenpy.hypercalls.dispatch import Hypercall
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenpy.hypercalls.call import Call
     from xenpy.hypercalls.protocols import Domain
     from xenpy.memory import Frame
 
+    Action = Callable[[Call, Any, int, int], bool]
+    """action(call, reservation, number in its list, where in the list that is): tells whether to go on."""
+
 memory_op = Hypercall(12, "memory_op")
 
-_MAX_EXTENT_ORDER: Final = 9
-"""A domU without hardware may ask for extents of up to 2 MiB. Ref: Xen command line, memop-max-order"""
 _CHUNK: Final = 512
 """So many extents of a list are read at once, and so many pages handled before others get their turn."""
 _PLACEMENTS: Final = 64
 """The same for pages that are placed, each of which costs a mapping."""
 
 
-def _own(call: Call, domid: int) -> Domain:
+def own_domain(call: Call, domid: int) -> Domain:
     """Return the caller's domain, which is the only one a domU may name. Raises XenError: ESRCH, EPERM."""
     if domid in (DOMID_SELF, call.domain.domid):
         return call.domain
@@ -36,6 +40,12 @@ def _own(call: Call, domid: int) -> Domain:
 
 
 # -- placing pages ----------------------------------------------------------------------------------------------------
+
+
+def _refuse_pv(domain: Domain) -> None:
+    """Raise XenError(EACCES) for a domain that has its machine frames instead of a map to place pages in."""
+    if domain.is_pv:
+        raise XenError(Errno.EACCES, "a PV guest has no map of its own")
 
 
 def _source(domain: Domain, space: int, idx: int) -> Frame:
@@ -79,7 +89,8 @@ def _place(domain: Domain, space: int, idx: int, gfn: int) -> None:
 @memory_op.handles(abi.XENMEM_add_to_physmap)
 def add_to_physmap(call: Call, op: Any) -> None:
     """Map one page of the hypervisor's, or move one of the guest's, to a gfn."""
-    domain = _own(call, op.domid)
+    domain = own_domain(call, op.domid)
+    _refuse_pv(domain)
     if op.space == abi.XENMAPSPACE.gmfn_foreign:
         raise XenError(Errno.EINVAL, "foreign pages are mapped by add_to_physmap_batch only")
     if op.space == abi.XENMAPSPACE.gmfn_range:
@@ -97,7 +108,8 @@ def add_to_physmap(call: Call, op: Any) -> None:
 @memory_op.handles(abi.XENMEM_add_to_physmap_batch)
 def add_to_physmap_batch(call: Call, op: Any) -> None:
     """Map several pages; each one's result goes to `errs`."""
-    domain = _own(call, op.domid)
+    domain = own_domain(call, op.domid)
+    _refuse_pv(domain)
     if op.space == abi.XENMAPSPACE.gmfn_foreign:
         call.domain.peer(op.foreign_domid)
         raise XenError(Errno.EPERM, "a domU may not map foreign pages")
@@ -119,7 +131,9 @@ def add_to_physmap_batch(call: Call, op: Any) -> None:
 @memory_op.handles(abi.XENMEM_remove_from_physmap)
 def remove_from_physmap(call: Call, op: Any) -> None:
     """Leave a gfn empty."""
-    memory = _own(call, op.domid).memory
+    domain = own_domain(call, op.domid)
+    _refuse_pv(domain)
+    memory = domain.memory
     if memory.unplace(op.gpfn) is None and not memory.release(op.gpfn):
         raise XenError(Errno.ENOENT, f"gfn {op.gpfn:#x} is empty")
 
@@ -136,19 +150,19 @@ def maximum_ram_page(call: Call) -> int:
 @memory_op.handles(abi.XENMEM_current_reservation)
 def current_reservation(call: Call, op: Any) -> int:
     """Return how many pages the domain holds."""
-    return _own(call, op.domid).memory.ram_pages
+    return own_domain(call, op.domid).memory.ram_pages
 
 
 @memory_op.handles(abi.XENMEM_maximum_reservation)
 def maximum_reservation(call: Call, op: Any) -> int:
     """Return how many pages the domain may hold."""
-    return _own(call, op.domid).max_pages
+    return own_domain(call, op.domid).max_pages
 
 
 @memory_op.handles(abi.XENMEM_maximum_gpfn)
 def maximum_gpfn(call: Call, op: Any) -> int:
     """Return the highest gfn in use."""
-    return _own(call, op.domid).memory.max_gfn
+    return own_domain(call, op.domid).memory.max_gfn
 
 
 @memory_op.handles(abi.XENMEM_memory_map)
@@ -180,42 +194,43 @@ def set_memory_map(_call: Call) -> None:
 
 def _extents(call: Call, op: Any) -> tuple[Domain, int, int]:
     """Check a reservation; return the domain, the number of extents and the pages in each. Raises XenError."""
-    domain = _own(call, op.domid)
-    if op.extent_order > _MAX_EXTENT_ORDER:
+    domain = own_domain(call, op.domid)
+    if op.extent_order > machine_memory.MAX_EXTENT_ORDER:
         raise XenError(Errno.EPERM, f"extents of 2^{op.extent_order} pages")
     return domain, op.nr_extents, 1 << op.extent_order
 
 
-def _walk(call: Call, op: Any, action: Any) -> int:
-    """Call action(domain, gfn, pages) -> bool for each extent; return how many went through before the first that did not."""
-    domain, count, pages = _extents(call, op)
+def _walk(call: Call, op: Any, action: Action) -> int:
+    """Carry out an action on each extent; return how many went through before the first that did not."""
+    _, count, pages = _extents(call, op)
     at_once = _CHUNK // pages
     done = 0
     while done < count:
         step = min(at_once, count - done)
         try:
-            gfns = call.words(op.extent_start + done * call.word_size, step)
+            numbers = call.words(op.extent_start + done * call.word_size, step)
         except XenError:
             if step == 1:
                 return done
             at_once = 1  # the list leaves the guest's memory within the chunk: what comes before counts
             continue
-        for gfn in gfns:
-            if not action(domain, gfn, pages):
+        for number in numbers:
+            if not action(call, op, number, op.extent_start + done * call.word_size):
                 return done
             done += 1
         call.checkpoint()
     return done
 
 
-def _release_extent(domain: Domain, gfn: int, pages: int) -> bool:
-    released = [domain.memory.unplace(g) is not None or domain.memory.release(g) for g in range(gfn, gfn + pages)]
+def _release_extent(call: Call, op: Any, gfn: int, _gva: int) -> bool:
+    memory = call.domain.memory
+    released = [memory.unplace(g) is not None or memory.release(g) for g in range(gfn, gfn + (1 << op.extent_order))]
     return all(released)
 
 
-def _populate_extent(domain: Domain, gfn: int, pages: int) -> bool:
-    memory = domain.memory
-    if memory.ram_pages + pages > domain.max_pages:
+def _populate_extent(call: Call, op: Any, gfn: int, _gva: int) -> bool:
+    memory, pages = call.domain.memory, 1 << op.extent_order
+    if memory.ram_pages + pages > call.domain.max_pages:
         return False
     for index in range(pages):
         if memory.is_ram(gfn + index):
@@ -228,17 +243,17 @@ def _populate_extent(domain: Domain, gfn: int, pages: int) -> bool:
 @memory_op.handles(abi.XENMEM_decrease_reservation)
 def decrease_reservation(call: Call, op: Any) -> int:
     """Give pages back to the host; return how many extents were given back."""
-    return _walk(call, op, _release_extent)
+    return _walk(call, op, machine_memory.release_extent if call.domain.is_pv else _release_extent)
 
 
 @memory_op.handles(abi.XENMEM_populate_physmap)
 def populate_physmap(call: Call, op: Any) -> int:
     """Put memory at empty gfns; return how many extents were populated."""
-    return _walk(call, op, _populate_extent)
+    return _walk(call, op, machine_memory.populate_extent if call.domain.is_pv else _populate_extent)
 
 
 @memory_op.handles(abi.XENMEM_increase_reservation)
 def increase_reservation(call: Call, op: Any) -> int:
-    """Return 0: an auto-translated guest has no use for frames without a gfn, so none are given."""
-    _extents(call, op)
-    return 0
+    """Give a PV guest frames without a pfn; return how many extents. An auto-translated guest has no use for any and gets none."""
+    _, count, _ = _extents(call, op)
+    return machine_memory.add_extents(call, op, count) if call.domain.is_pv else 0

@@ -24,6 +24,7 @@ from xenpy.pv.mmu.entries import (
 )
 from xenpy.pv.mmu.frames import FrameTable
 from xenpy.pv.mmu.layout import OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType, is_table, type_of
+from xenpy.pv.mmu.reservation import Reservation
 from xenpy.pv.mmu.types import PageTypes
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE
 
@@ -64,6 +65,7 @@ class Mmu:
         self.m2p = m2p
         self.frames = FrameTable(memory, words, base, store, mappable)
         self.types = PageTypes(self.frames, fill_hypervisor_slots)
+        self.reservation = Reservation(self)
         self.held: Counter[int] = Counter()
         """How often each frame is held, as its type, by a vCPU: as a top-level table or a page of descriptors."""
         self._store = store
@@ -72,17 +74,13 @@ class Mmu:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def own(self, count: int) -> None:
-        """Give the guest the first `count` frames, unused as yet."""
-        self.frames.words[:count] = memoryview(OWNED.to_bytes(8, "little") * count).cast("Q")
-
     def adopt(self, tables: Mapping[int, int], pt_base_mfn: int, owned: int) -> None:
         """Take over a domain as its builder left it: the first `owned` frames are the guest's, and its L4 is pinned.
 
         `tables` are the page tables (mfn -> level) that were built. Raises ValueError when the L4 does not lead to all of them.
         """
         frames = self.frames
-        self.own(owned)
+        self.reservation.start(owned)
         self.types.get(pt_base_mfn, ROOT_LEVEL, _no_checkpoint)
         frames.change(pt_base_mfn, set_=PINNED)
         for mfn, level in tables.items():

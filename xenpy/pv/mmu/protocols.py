@@ -64,6 +64,8 @@ class PvDomain(Protocol):
     mmu: Mmu
     machphys: tuple[int, int, int]
     """Where the guest sees the machine-to-physical table: first address, end, and the highest mfn in it."""
+    machphys_mfns: Sequence[int]
+    """Where it is: the first mfn of each 2 MiB of it."""
 
     @property
     def vcpus(self) -> Sequence[PvVcpu]:
