@@ -37,11 +37,15 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6 = 0x01, 0x02, 0x04
 """Ref: linux/if_tun.h"""
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCBRADDIF = 0x8913, 0x8914, 0x8922, 0x89A2
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCSIFHWADDR, _SIOCBRADDIF = 0x8913, 0x8914, 0x8922, 0x8924, 0x89A2
 """Ref: linux/sockios.h"""
 _IFF_UP: Final = 1
 _IFREQ_FLAGS: Final = Struct("16sH22x")
 _IFREQ_INT: Final = Struct("16si20x")
+_IFREQ_ADDRESS: Final = Struct("16sH6s16x")
+_ARPHRD_ETHER: Final = 1
+_PORT_ADDRESS: Final = bytes.fromhex("feffffffffff")
+"""The highest of all, as Xen's scripts set it: a bridge takes on the lowest address of its ports, and must keep its own."""
 _MAX_NAME: Final = 15
 
 _HEADER: Final = Struct("=BBHHHH")
@@ -162,6 +166,7 @@ def _configure(name: str, bridge: str | None, mtu: int | None) -> None:
                 fcntl.ioctl(control, _SIOCSIFMTU, _IFREQ_INT.pack(encoded, mtu))
             if bridge is not None and not Path(f"/sys/class/net/{name}/brport").exists():
                 index = socket.if_nametoindex(name)
+                fcntl.ioctl(control, _SIOCSIFHWADDR, _IFREQ_ADDRESS.pack(encoded, _ARPHRD_ETHER, _PORT_ADDRESS))
                 fcntl.ioctl(control, _SIOCBRADDIF, _IFREQ_INT.pack(os.fsencode(bridge), index))
             flags = _IFREQ_FLAGS.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _IFREQ_FLAGS.pack(encoded, 0)))[1]
             if not flags & _IFF_UP:
