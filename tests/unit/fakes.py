@@ -114,6 +114,33 @@ class FakeVcpu:
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         self.asked.append(("gdt", mfns, entries))
 
+    def clear_traps(self) -> None:
+        self.asked.append(("clear_traps",))
+
+    def set_trap(self, vector: int, flags: int, cs: int, gva: int) -> None:
+        self.asked.append(("trap", vector, flags, cs, gva))
+
+    def set_kernel_stack(self, ss: int, sp: int) -> None:
+        self.asked.append(("kernel_stack", ss, sp))
+
+    def set_ts(self, value: bool) -> None:
+        self.asked.append(("ts", value))
+
+    def set_debugreg(self, number: int, value: int) -> None:
+        self.asked.append(("debugreg", number, value))
+
+    def get_debugreg(self, number: int) -> int:
+        return number
+
+    def iret(self) -> None:
+        self.asked.append(("iret",))
+
+    def load_user_gs(self, selector: int) -> None:
+        self.asked.append(("user_gs", selector))
+
+    def set_base(self, which: int, gva: int) -> None:
+        self.asked.append(("segment_base", which, gva))
+
 
 class FakeDomain:
     """A domain of `RAM_PAGES` pages from gfn 0, all of them RAM, beside a domain `OTHER_DOMID` when it has `peers`."""
