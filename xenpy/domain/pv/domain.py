@@ -44,6 +44,8 @@ class PvDomain(Domain):
         """The vCPU whose hypercall or fault is being dealt with."""
         self._make_vm(Cap.VCPU_EVENTS)
         self._make_state()
+        for info in self.shared_info.vcpu_info:
+            info.upcall_mask = True
         self.memory.add_frames(POOL_GPA, self.frames)
         self._load_kernel()
         self._set_max_pages()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xenpy.domain.pv.domain import PvDomain
 
 _MASK32: Final = 0xFFFF_FFFF
-_RETRY_NS: Final = 50_000
+_RETRY_NS: Final = 1_000_000
 """How long until an event is tried again that found the vCPU within the shim."""
 _FRAME: Final = PAGE_SIZE // 8 - 5
 """The word of the ring 0 stack where the processor's frame begins, without an error code."""
