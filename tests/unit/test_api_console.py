@@ -141,7 +141,7 @@ def test_typing_waits_for_room() -> None:
 
 def test_typing_where_nobody_reads() -> None:
     console = Console(Progress("nobody", timeout_s=0.05), lambda _data: 0)
-    with pytest.raises(Timeout, match="has not taken its input within 0.05 s"):
+    with pytest.raises(Timeout, match="has not taken its input within"):
         console.send("x")
     console.progress.end(Ending(End.POWEROFF))
     with pytest.raises(GuestEnded, match="takes no input"):

@@ -186,14 +186,18 @@ class Guest:
 
     def close(self) -> None:
         """End the guest if it lives and free all it holds but its output; idempotent."""
-        if not self.closed:
-            if self._started:
-                self.destroy()
-            self.host.call(self._release)
+        self.release()
         if self._own_host:
             self.host.close()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Do as `close` does, but leave the host alone, which may be the one that closes."""
+        if not self.closed:
+            if self._started:
+                self.destroy()
+            self.host.call(self._free)
+
+    def _free(self) -> None:
         """Free the domain. In the loop's thread."""
         if self.closed:
             return

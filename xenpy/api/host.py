@@ -95,7 +95,7 @@ class Host:
             if self._closed:
                 return
             for guest in list(self.guests):
-                guest.close()
+                guest.release()
             self._closed = True
             self.core.loop.stop()
             self._thread.join()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from xenpy.api.errors import GuestEnded
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from xenpy.api.progress import Progress
     from xenpy.domain.domain import Domain
     from xenpy.domain.vcpu import Vcpu
 
 _STOP_TIMEOUT_S: Final = 10.0
+_AGAIN_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,34 +75,53 @@ class Processors:
             return
         if domain.ending is not None:
             raise self._progress.ended("and cannot be paused")
-        running = [vcpu for vcpu in domain.vcpus if vcpu.thread is not None]
-        if not running:
+        if not self._running():
             domain.pause()
             return
-        # A vCPU that found the domain paused before its request came would not look at requests again: so the first one to
-        # get here waits for all to have theirs, and only then is the domain paused.
-        asked = threading.Event()
-        stopped: set[int] = set()
-        for vcpu in running:
-            vcpu.request(partial(self._stop, vcpu, asked, stopped))
-        asked.set()
         try:
-            self._progress.wait(lambda: len(stopped) == len(running) or None, _STOP_TIMEOUT_S, "stop of all vCPUs")
+            self._have_all(self._stop, "stop of all vCPUs")
         except BaseException:
             domain.unpause()
             raise
 
-    def _stop(self, vcpu: Vcpu, asked: threading.Event, stopped: set[int]) -> None:
-        """Have the vCPU pause next, its registers being those behind the instruction that left the guest. In its thread."""
+    def unpause(self) -> None:
+        """Let the vCPUs run again, and wait until each has begun to."""
+        self._domain.unpause()
+        # One that has not would take the next pause for the last, and never see that it is asked to take part in it.
+        with suppress(GuestEnded):
+            self._have_all(lambda _vcpu: None, "start of all vCPUs")
+
+    def _running(self) -> list[Vcpu]:
+        return [vcpu for vcpu in self._domain.vcpus if vcpu.thread is not None]
+
+    def _have_all(self, action: Callable[[Vcpu], None], what: str) -> None:
+        """Have each vCPU's thread do something, and wait until all have. Raises Timeout, GuestEnded."""
+        # A vCPU that finds the domain paused looks at no more requests: so the first to get here waits until all have theirs.
+        asked = threading.Event()
+        running = self._running()
+        done: set[int] = set()
+        for vcpu in running:
+            vcpu.request(partial(self._act, vcpu, action, asked, done))
+        asked.set()
+
+        def look() -> bool | None:
+            late = [vcpu for vcpu in running if vcpu.vcpu_id not in done]
+            for vcpu in late:
+                vcpu.kick()  # SCHEDOP_poll forgets a kick that came just before it
+            return None if late else True
+
+        self._progress.wait(look, _STOP_TIMEOUT_S, what, poll_s=_AGAIN_S)
+
+    def _act(self, vcpu: Vcpu, action: Callable[[Vcpu], None], asked: threading.Event, done: set[int]) -> None:
         asked.wait()
-        vcpu.kvm.complete()
-        self._domain.paused = True
-        stopped.add(vcpu.vcpu_id)
+        action(vcpu)
+        done.add(vcpu.vcpu_id)
         self._progress.notify()
 
-    def unpause(self) -> None:
-        """Let the vCPUs run again."""
-        self._domain.unpause()
+    def _stop(self, vcpu: Vcpu) -> None:
+        """Have the vCPU pause next, its registers being those behind the instruction that left the guest. In its thread."""
+        vcpu.kvm.complete()
+        self._domain.paused = True
 
     @contextmanager
     def held(self) -> Iterator[None]:

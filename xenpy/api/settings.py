@@ -20,7 +20,24 @@ def load_with(path: str | os.PathLike[str], settings: Mapping[str, Setting]) -> 
     """Return the configuration in a file with `settings` in place of its own. Raises ConfigError."""
     from xenpy.config import load
 
-    return load(os.fspath(path), [f"{key}={_value(key, value)}" for key, value in settings.items()])
+    arguments = [f"{key}={_value(key, value)}" for key, value in settings.items()]
+    try:
+        return load(os.fspath(path), arguments)
+    except ConfigError as error:
+        raise ConfigError(_named(str(error), list(settings.items()))) from None
+
+
+def _named(message: str, settings: list[tuple[str, Setting]]) -> str:
+    """Return a message in which a position on a command line, which there is none of, is the setting itself."""
+    import re
+
+    from xenpy.config.grammar import COMMAND_LINE
+
+    def name(match: re.Match[str]) -> str:
+        key, value = settings[int(match[1]) - 1]
+        return f"{key}={(os.fspath(value) if isinstance(value, os.PathLike) else value)!r}"
+
+    return re.sub(rf"{re.escape(COMMAND_LINE)}:(\d+)(?::\d+)?", name, message)
 
 
 def _value(key: str, value: Setting) -> str:

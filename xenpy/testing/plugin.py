@@ -86,12 +86,15 @@ def xen_host(pytestconfig: pytest.Config) -> Iterator[Host]:
     """Return a host for this test's guests, which share event channels, grants and xenstore; it is closed with them."""
     from xenpy import Host, HostError
 
+    host, why = None, ""
     try:
         host = Host()
     except HostError as error:
+        why = str(error)
+    if host is None:
         if pytestconfig.getoption("xen_host") is None:
-            pytest.skip(str(error))
-        pytest.fail(str(error), pytrace=False)
+            pytest.skip(why)
+        pytest.fail(why, pytrace=False)
     with host:
         yield host
 
@@ -102,10 +105,13 @@ def xen_guest(request: pytest.FixtureRequest, xen_host: Host) -> Iterator[Guest]
     from xenpy import ConfigError, HostError
     from xenpy.testing.choice import make_guest
 
+    guest, why = None, ""
     try:
         guest = make_guest(request, xen_host)
     except (ConfigError, HostError) as error:
-        pytest.fail(f"xen_guest: {error}", pytrace=False)
+        why = str(error)
+    if guest is None:  # said here, out of reach of the exception, of which pytest would show the whole story
+        pytest.fail(f"xen_guest: {why}", pytrace=False)
     with guest:
         yield guest
 
