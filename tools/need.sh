@@ -15,6 +15,7 @@ if [ "${1:-}" = test ]; then
     [ -e /usr/include/linux/kvm.h ] || missing="$missing linux-libc-dev"
     [ -e /usr/include/xen/xen.h ] || missing="$missing libxen-dev"
     need iasl acpica-tools
+    need passt passt
 fi
 echo "need: guest kernels and busybox are fetched from Debian's and PyPI's packages into ${XENPY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xenpy}"
 [ -n "$missing" ] || exit 0

@@ -109,18 +109,18 @@ class RxRing:
         parts = iter(frame.parts)
         part = memoryview(next(parts))
         left = frame.size
-        for _, gref in (requests[0], *requests[1 + skipped :]):
+        for _, gref in (requests[0], *requests[1 + skipped :]) if skipped else requests:
+            room = min(left, PAGE_SIZE)
+            left -= room
+            at = 0
             with self._map_page(gref, False) as page:
-                room = page.view[: min(left, PAGE_SIZE)]
-                left -= len(room)
-                at = 0
-                while at < len(room):
+                view = page.view
+                while at < room:
                     if not part:
                         part = memoryview(next(parts))
-                    step = min(len(part), len(room) - at)
-                    room[at : at + step] = part[:step]
+                    step = min(len(part), room - at)
+                    view[at : at + step] = part[:step]
                     part = part[step:]
                     at += step
-                room.release()
         for response in rx_responses(frame, [ident for ident, _ in requests]):
             self.ring.put(response)
