@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xenpy import libc
-from xenpy.shim.asm import Assembler, AssemblerError, mem
-from xenpy.shim.asm.registers import (
+from xenpy.asm import Assembler, AssemblerError, mem
+from xenpy.asm.registers import (
     al,
     ax,
     bl,

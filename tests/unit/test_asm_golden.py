@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from xenpy.shim.asm import Assembler, Mem, mem, registers
-from xenpy.shim.asm.registers import (
+from xenpy.asm import Assembler, Mem, mem, registers
+from xenpy.asm.registers import (
     Control,
     Debug,
     Reg,

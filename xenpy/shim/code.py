@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from xenpy.asm import Assembler, Mem, mem
+from xenpy.asm.registers import al, cr3, eax, rax, rcx, rdi, rsi
 from xenpy.memory import PAGE_SIZE
-from xenpy.shim.asm import Assembler, Mem, mem
-from xenpy.shim.asm.registers import al, cr3, eax, rax, rcx, rdi, rsi
 from xenpy.shim.layout import CODE_PAGES, Page, Port, State
 
 STUB_SIZE: Final = 4

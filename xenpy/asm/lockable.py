@@ -5,9 +5,9 @@ Ref: AMD64 APM volume 3, chapter 3, and section 1.2.5 (lock prefix)
 
 from __future__ import annotations
 
-from xenpy.shim.asm.encoder import Encoder, fits, immediate, operation, signed
-from xenpy.shim.asm.operands import AssemblerError, Mem
-from xenpy.shim.asm.registers import Reg
+from xenpy.asm.encoder import Encoder, fits, immediate, operation, signed
+from xenpy.asm.operands import AssemblerError, Mem
+from xenpy.asm.registers import Reg
 
 
 class Lockable(Encoder):

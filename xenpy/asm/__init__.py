@@ -1,4 +1,4 @@
-"""An assembler for x86-64 as Python calls, which makes the code that runs inside guests without a compiler on the host.
+"""An assembler for x86-64 as Python calls, which makes machine code without a compiler on the host: for guests, and for this process.
 
 Operands are in Intel's order. Sizes come from the registers (rax, eax, ax, al), or from `size=` in bytes where there is none:
 
@@ -17,12 +17,12 @@ Operands are in Intel's order. Sizes come from the registers (rax, eax, ax, al),
     a.quad("entry", 0)                                # also a.data(b"...")
     code, entry = a.assemble(), a.address("entry")
 
-Registers come from `xenpy.shim.asm.registers`. Every mistake raises AssemblerError.
+Registers come from `xenpy.asm.registers`. Every mistake raises AssemblerError.
 
 Ref: AMD64 APM volume 3 for all encodings
 """
 
-from xenpy.shim.asm.assembler import Assembler
-from xenpy.shim.asm.operands import AssemblerError, Mem, mem
+from xenpy.asm.assembler import Assembler
+from xenpy.asm.operands import AssemblerError, Mem, mem
 
 __all__ = ["Assembler", "AssemblerError", "Mem", "mem"]

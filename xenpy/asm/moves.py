@@ -5,10 +5,10 @@ Ref: AMD64 APM volume 3, chapter 3
 
 from __future__ import annotations
 
-from xenpy.shim.asm.encoder import NO_PREFIX, Encoder, fits, immediate, operation, signed
-from xenpy.shim.asm.lockable import Lockable
-from xenpy.shim.asm.operands import AssemblerError, Mem
-from xenpy.shim.asm.registers import Control, Debug, Reg, Register, Segment, cl, cs
+from xenpy.asm.encoder import NO_PREFIX, Encoder, fits, immediate, operation, signed
+from xenpy.asm.lockable import Lockable
+from xenpy.asm.operands import AssemblerError, Mem
+from xenpy.asm.registers import Control, Debug, Reg, Register, Segment, cl, cs
 
 
 class Moves(Encoder):

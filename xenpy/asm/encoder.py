@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
-from xenpy.shim.asm.operands import AssemblerError
-from xenpy.shim.asm.registers import Reg
+from xenpy.asm.operands import AssemblerError
+from xenpy.asm.registers import Reg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenpy.shim.asm.operands import Mem
+    from xenpy.asm.operands import Mem
 
 OPERAND_16: Final = 0x66
 REP: Final = 0xF3

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from xenpy.shim.asm.encoder import Fixup, Section, signed
-from xenpy.shim.asm.flow import Flow
-from xenpy.shim.asm.lockable import Lockable
-from xenpy.shim.asm.moves import Moves
-from xenpy.shim.asm.operands import AssemblerError
-from xenpy.shim.asm.system import System
+from xenpy.asm.encoder import Fixup, Section, signed
+from xenpy.asm.flow import Flow
+from xenpy.asm.lockable import Lockable
+from xenpy.asm.moves import Moves
+from xenpy.asm.operands import AssemblerError
+from xenpy.asm.system import System
 
 _QUAD: Final = 8
 _VA_SIZE: Final = 1 << 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from xenpy.shim.asm.registers import Reg, Segment
+    from xenpy.asm.registers import Reg, Segment
 
 _SIB: Final = 4  # ModRM.rm: a SIB byte follows; SIB.index: none
 _NO_BASE: Final = 5  # with ModRM.mod 0: a 32-bit displacement stands for the base, or for rip if there is no SIB byte

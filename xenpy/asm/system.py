@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xenpy.shim.asm.encoder import NO_PREFIX, REP, Encoder, operation, plain
-from xenpy.shim.asm.operands import AssemblerError
-from xenpy.shim.asm.registers import dx
+from xenpy.asm.encoder import NO_PREFIX, REP, Encoder, operation, plain
+from xenpy.asm.operands import AssemblerError
+from xenpy.asm.registers import dx
 
 if TYPE_CHECKING:
-    from xenpy.shim.asm.operands import Mem
-    from xenpy.shim.asm.registers import Reg
+    from xenpy.asm.operands import Mem
+    from xenpy.asm.registers import Reg
 
 _PORT_MAX = 0xFF
 """An immediate port is a byte; others go in dx."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenpy.shim.asm.encoder import NO_PREFIX, Fixup, fits, operation, plain
-from xenpy.shim.asm.moves import Computing
+from xenpy.asm.encoder import NO_PREFIX, Fixup, fits, operation, plain
+from xenpy.asm.moves import Computing
 
 if TYPE_CHECKING:
-    from xenpy.shim.asm.operands import Mem
-    from xenpy.shim.asm.registers import Reg
+    from xenpy.asm.operands import Mem
+    from xenpy.asm.registers import Reg
 
 _NEAR_JCC: Final = 0x10
 """What a short jump's opcode lacks to the second byte of the near one."""
