@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xenpy.abi._xen64 import ffi
 from xenpy.errors import Errno, XenError
@@ -12,6 +12,9 @@ from xenpy.memory import PAGE_SHIFT, PAGE_SIZE, GuestMemory
 from xenpy.pv import paging
 from xenpy.pv.mmu import Mappable, Mmu
 from xenpy.pv.mmu.layout import COUNT_MASK, FrameType, refs_of, type_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BASE = 0x400
 PAGES = 96
@@ -46,8 +49,12 @@ class RigVcpu:
         self.kernel_l4 = 0
         self.user_l4 = 0
         self.asked: list[tuple[Any, ...]] = []
+        self.flat: int | None = None
+        """Machine address of address 0, instead of page tables."""
 
     def translate(self, gva: int, *, write: bool = False) -> int:
+        if self.flat is not None:
+            return gva + self.flat
         cr0 = paging.CR0_PE | paging.CR0_PG | paging.CR0_WP
         efer = paging.EFER_LME | paging.EFER_LMA
         return paging.translate(
@@ -105,6 +112,7 @@ class Rig:
         )
         self.vcpus = [RigVcpu(self, 0), RigVcpu(self, 1)]
         self.logged: list[str] = []
+        self.on_checkpoint: Callable[[], None] = lambda: None
 
     # -- what the MMU asks for ----------------------------------------------------------------------------------------
 
@@ -121,6 +129,7 @@ class Rig:
 
     def checkpoint(self) -> None:
         self.checkpoints += 1
+        self.on_checkpoint()
 
     def peer(self, domid: int) -> object:
         if domid != OTHER_DOMID:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from xenpy.abi.event_channel import DOMID_SELF
@@ -74,6 +75,7 @@ def progress(call: Call) -> tuple[int, int]:
 
 
 def store_progress(call: Call, done: int) -> None:
-    """Tell the guest how many elements of its array have been dealt with, if it wants to know. Raises XenError(EFAULT)."""
+    """Tell the guest how many elements of its array have been dealt with, if it wants to know and has room for the number."""
     if call.args[2]:
-        call.store_words(call.args[2], [done], 4)
+        with suppress(XenError):
+            call.store_words(call.args[2], [done], 4)

@@ -254,13 +254,15 @@ class Mmu:
         """
         if not is_guest_address(gva):
             raise XenError(Errno.EINVAL, f"address {gva:#x} is not the guest's")
-        table = l4 << PAGE_SHIFT
+        mfn = l4
         for shift in (39, 30, 21):
-            entry = self.memory.u64[table + (gva >> shift & ENTRIES - 1) * 8 >> 3]
-            if not entry & PTE_PRESENT or entry & PTE_PSE or not self.frames.word((entry & PTE_FRAME) >> PAGE_SHIFT):
+            entry = (
+                self.memory.u64[(mfn << PAGE_SHIFT - 3) + (gva >> shift & ENTRIES - 1)] if self.frames.word(mfn) else 0
+            )
+            if not entry & PTE_PRESENT or entry & PTE_PSE:
                 raise XenError(Errno.EINVAL, f"no L1 for address {gva:#x}")
-            table = entry & PTE_FRAME
-        return table + (gva >> PAGE_SHIFT & ENTRIES - 1) * 8
+            mfn = (entry & PTE_FRAME) >> PAGE_SHIFT
+        return (mfn << PAGE_SHIFT) + (gva >> PAGE_SHIFT & ENTRIES - 1) * 8
 
     def update_va(self, l4: int, gva: int, value: int, *, io: bool = False) -> None:
         """Write the L1 entry that maps an address by the tables at `l4`. Raises XenError as `update` does."""

@@ -1,0 +1,455 @@
+"""Page types: what may become a page table, what may be mapped, and what is counted."""
+
+from __future__ import annotations
+
+from threading import Timer
+from typing import TYPE_CHECKING
+
+import pytest
+from mmu_rig import (
+    ARGUMENTS,
+    BASE,
+    FREE,
+    L1,
+    L2,
+    L3,
+    L4,
+    PAGES,
+    POOL,
+    PRESENT,
+    PRW,
+    READ_ONLY,
+    RW,
+    USER,
+    XEN_ENTRY,
+    P,
+    Rig,
+    va,
+)
+
+from xenpy.errors import Errno, XenError
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.mmu.layout import MAX_REFS, ONE_REF, OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType
+from xenpy.pv.mmu.reservation import INVALID_M2P_ENTRY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIN_L1, PIN_L2, PIN_L3, PIN_L4, UNPIN = range(5)
+NX = 1 << 63
+GLOBAL, PSE, PWT, PCD, ACCESSED, DIRTY = 1 << 8, 1 << 7, 1 << 3, 1 << 4, 1 << 5, 1 << 6
+GUEST_KERNEL = 1 << 52
+A, B, C, D = FREE, FREE + 1, FREE + 2, FREE + 3
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    made.start()
+    yield made
+    assert made.mmu.frames.mismatches == 0
+    assert made.mmu.audit() == []
+    made.close()
+
+
+def to(mfn: int, flags: int = PRW) -> int:
+    return mfn << PAGE_SHIFT | flags
+
+
+def slot(mfn: int, index: int) -> int:
+    return (mfn << PAGE_SHIFT) + index * 8
+
+
+def tree(rig: Rig) -> None:
+    """Build L4 D -> L3 C -> L2 B -> L1 A, not yet tables, A mapping nothing."""
+    for table, child in ((D, C), (C, B), (B, A)):
+        rig.put(table, 0, to(child))
+
+
+# -- the start --------------------------------------------------------------------------------------------------------
+
+
+def test_the_builders_tables(rig: Rig) -> None:
+    assert [rig.kind(mfn) for mfn in (L4, L3, L2, L1, ARGUMENTS, FREE)] == [4, 3, 2, 1, FrameType.WRITABLE, 0]
+    assert rig.counts(L4) == (3, 2), "mapped read-only, pinned, and the vCPU's"
+    assert rig.counts(L1) == (2, 1)
+    assert rig.counts(ARGUMENTS) == (1, 1)
+    assert rig.mmu.frames.word(L4) & PINNED
+    assert rig.filled == [(L4, False), (L4, True)]
+    assert rig.stored == [], "what never was a table is not shadowed"
+
+
+def test_a_builder_that_lists_other_tables_than_it_built() -> None:
+    rig = Rig()
+    with pytest.raises(ValueError, match="0x401 was built as L3"):
+        rig.mmu.adopt({L4: 4, L3: 3}, L4, PAGES)
+    rig.close()
+
+
+def test_frames_beyond_those_owned_are_free() -> None:
+    rig = Rig()
+    rig.mmu.adopt({}, L4, PAGES - 1)
+    last = BASE + PAGES - 1
+    assert not rig.mmu.frames.word(last) & OWNED
+    assert rig.mmu.reservation.allocate(0) == last
+    assert rig.mmu.reservation.allocate(0) is None
+    rig.close()
+
+
+# -- pinning ----------------------------------------------------------------------------------------------------------
+
+
+def test_pinning_validates_the_whole_tree_and_unpinning_takes_it_apart(rig: Rig) -> None:
+    tree(rig)
+    rig.put(A, 5, to(FREE + 9))
+    rig.put(A, 6, to(A, P))
+    assert rig.extended((PIN_L4, D, 0)) == (0, 1)
+    assert [rig.kind(mfn) for mfn in (A, B, C, D)] == [1, 2, 3, 4]
+    assert [rig.counts(mfn) for mfn in (A, B, C, D, FREE + 9)] == [(2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]
+    assert rig.mmu.frames.word(D) & (PINNED | VALIDATED) == PINNED | VALIDATED
+    assert rig.entry(D, 257) == XEN_ENTRY
+    assert rig.checkpoints >= 3, "others get a turn between tables"
+    assert rig.extended((UNPIN, D, 0)) == (0, 1)
+    assert [rig.counts(mfn) for mfn in (A, B, C, D, FREE + 9)] == [(0, 0)] * 5
+    assert rig.mmu.frames.word(A) == OWNED | WAS_TABLE
+    assert rig.mmu.frames.word(FREE + 9) == OWNED
+
+
+def test_pinning_twice_and_unpinning_what_is_not_pinned(rig: Rig) -> None:
+    assert rig.extended((PIN_L1, A, 0), (PIN_L1, A, 0)) == (-Errno.EINVAL, 1)
+    assert rig.counts(A) == (1, 1)
+    assert rig.extended((UNPIN, A, 0), (UNPIN, A, 0)) == (-Errno.EINVAL, 1)
+    assert rig.extended((UNPIN, B, 0)) == (-Errno.EINVAL, 0)
+
+
+@pytest.mark.parametrize("mfn", [0, BASE - 1, BASE + PAGES, POOL, (1 << 40) - 1, (1 << 64) - 1])
+def test_frames_that_are_not_the_guests(rig: Rig, mfn: int) -> None:
+    for command in (PIN_L1, PIN_L4, UNPIN, 5, 15 if mfn else 5, 16):
+        assert rig.extended((command, mfn, 0)) == (-Errno.EINVAL, 0)
+    assert rig.extended((17, A, mfn)) == (-Errno.EINVAL, 0)
+    assert rig.update((mfn << PAGE_SHIFT, 0))[0] == -Errno.EINVAL
+
+
+def test_a_frame_has_one_type_at_a_time(rig: Rig) -> None:
+    assert rig.extended((PIN_L1, A, 0)) == (0, 1)
+    for command in (PIN_L2, PIN_L3, PIN_L4):
+        assert rig.extended((command, A, 0)) == (-Errno.EINVAL, 0)
+    assert rig.update((slot(L1, 100), to(A))) == (-Errno.EBUSY, 0), "a table is not mapped writable"
+    assert rig.update((slot(L1, 100), to(A, P))) == (0, 1)
+    assert rig.extended((UNPIN, A, 0)) == (0, 1)
+    assert rig.update((slot(L1, 101), to(A))) == (0, 1)
+    assert rig.extended((PIN_L1, A, 0)) == (-Errno.EINVAL, 0), "what is mapped writable is no table"
+    assert rig.update((slot(L1, 101), to(A, P))) == (0, 1), "made read-only"
+    assert rig.extended((PIN_L2, A, 0)) == (0, 1)
+    assert rig.counts(A) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("entry", "errno"),
+    [
+        (to(A), Errno.EBUSY),  # itself, writable
+        (to(L1), Errno.EBUSY),
+        (to(BASE + PAGES), Errno.EPERM),
+        (to((1 << 40) - 1), Errno.EINVAL),
+        (to(READ_ONLY), Errno.EBUSY),
+        (to(B, PRW | PWT), Errno.EINVAL),
+        (to(B, PRW | PCD), Errno.EINVAL),
+        (to(B, PRW | PSE), Errno.EINVAL),  # the PAT bit of an L1 entry
+    ],
+)
+def test_an_l1_with_a_bad_entry(rig: Rig, entry: int, errno: Errno) -> None:
+    rig.put(A, 0, to(B))
+    rig.put(A, 1, to(C, P))
+    rig.put(A, 511, entry)
+    before = [rig.entry(A, index) for index in range(512)]
+    assert rig.extended((PIN_L1, A, 0)) == (-errno, 0)
+    assert [rig.counts(mfn) for mfn in (A, B, C)] == [(0, 0)] * 3
+    assert [rig.entry(A, index) for index in range(512)] == before
+    assert rig.update((slot(L1, 99), entry)) == (-errno, 0) or entry == to(A)
+
+
+def test_frames_of_the_hypervisors_may_be_mapped_as_it_allows(rig: Rig) -> None:
+    for entry in (to(POOL), to(POOL, P), to(READ_ONLY, P)):
+        assert rig.update((slot(L1, 99), entry)) == (0, 1)
+    assert rig.update((slot(L1, 99), 0)) == (0, 1)
+
+
+@pytest.mark.parametrize("level", [2, 3, 4])
+@pytest.mark.parametrize("flags", [PRW | PSE, PRW | GLOBAL, PRW | PWT, PRW | PCD])
+def test_flags_of_upper_entries(rig: Rig, level: int, flags: int) -> None:
+    tree(rig)
+    rig.put((B, C, D)[level - 2], 7, to((A, B, C)[level - 2], flags))
+    assert rig.extended((PIN_L4, D, 0)) == (-Errno.EINVAL, 0)
+    assert [rig.counts(mfn) for mfn in (A, B, C, D)] == [(0, 0)] * 4
+    assert rig.update((slot((L2, L3, L4)[level - 2], 7), to(A, flags))) == (-Errno.EINVAL, 0)
+
+
+def test_an_error_deep_down_undoes_everything(rig: Rig) -> None:
+    tree(rig)
+    rig.put(C, 1, to(FREE + 5))
+    rig.put(FREE + 5, 0, to(FREE + 6))
+    rig.put(FREE + 6, 0, to(L4))
+    assert rig.extended((PIN_L4, D, 0)) == (-Errno.EBUSY, 0)
+    assert [rig.counts(mfn) for mfn in (A, B, C, D, FREE + 5, FREE + 6)] == [(0, 0)] * 6
+
+
+# -- what the hypervisor adds -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "stored"),
+    [
+        (PRESENT, PRESENT | USER | GUEST_KERNEL),
+        (PRESENT | GLOBAL, PRESENT | USER | GUEST_KERNEL | GLOBAL),
+        (PRESENT | USER, PRESENT | USER | GLOBAL),
+        (PRESENT | USER | GUEST_KERNEL, PRESENT | USER | GUEST_KERNEL),
+        (
+            PRESENT | RW | NX | ACCESSED | DIRTY | 0xE00,
+            PRESENT | RW | USER | GUEST_KERNEL | NX | ACCESSED | DIRTY | 0xE00,
+        ),
+        (RW, RW),
+    ],
+)
+def test_bits_of_l1_entries(rig: Rig, flags: int, stored: int) -> None:
+    rig.put(A, 3, to(B, flags))
+    assert rig.extended((PIN_L1, A, 0)) == (0, 1)
+    assert rig.entry(A, 3) == to(B, stored)
+    assert rig.update((slot(A, 4), to(C, flags))) == (0, 1)
+    assert rig.entry(A, 4) == to(C, stored)
+    assert rig.stored == [(slot(A, 4), to(C, stored))]
+
+
+def test_bits_of_upper_entries(rig: Rig) -> None:
+    tree(rig)
+    for table, child in ((D, C), (C, B), (B, A)):
+        rig.put(table, 0, to(child, PRESENT))
+    assert rig.extended((PIN_L4, D, 0)) == (0, 1)
+    assert rig.entry(D, 0) == to(C, PRESENT | USER | ACCESSED)
+    assert rig.entry(C, 0) == to(B, PRESENT | USER)
+    assert rig.update((slot(B, 1), to(A, PRESENT | RW))) == (0, 1)
+    assert rig.entry(B, 1) == to(A, PRW)
+
+
+def test_a_frame_that_was_a_table_is_changed_in_the_guest(rig: Rig) -> None:
+    assert rig.extended((PIN_L1, A, 0), (UNPIN, A, 0)) == (0, 2)
+    rig.put(A, 3, to(B, PRESENT))
+    assert rig.extended((PIN_L1, A, 0)) == (0, 1)
+    assert rig.stored == [(slot(A, 3), to(B, PRESENT | USER | GUEST_KERNEL))]
+
+
+# -- linear page tables -----------------------------------------------------------------------------------------------
+
+
+def test_a_table_may_show_itself_read_only(rig: Rig) -> None:
+    assert rig.update((slot(L4, 300), to(L4, P))) == (0, 1)
+    assert rig.counts(L4) == (3, 2)
+    assert rig.update((slot(L4, 301), to(L4))) == (-Errno.EINVAL, 0)
+    assert rig.update((slot(L4, 300), 0)) == (0, 1)
+
+
+def test_a_table_may_show_another_of_its_level(rig: Rig) -> None:
+    tree(rig)
+    assert rig.extended((PIN_L4, D, 0)) == (0, 1)
+    assert rig.update((slot(L4, 300), to(D, P)), (slot(L4, 301), to(D, P))) == (0, 2)
+    assert rig.counts(D) == (3, 3)
+    assert rig.update((slot(D, 300), to(L4, P))) == (-Errno.EINVAL, 0), "one that is shown shows no other"
+    assert rig.extended((UNPIN, D, 0)) == (0, 1)
+    assert rig.kind(D) == 4
+    assert rig.update((slot(L4, 300), 0), (slot(L4, 301), 0)) == (0, 2)
+    assert [rig.counts(mfn) for mfn in (A, B, C, D)] == [(0, 0)] * 4
+    assert rig.extended((PIN_L4, D, 0)) == (0, 1)
+    assert rig.update((slot(D, 300), to(L4, P))) == (0, 1), "and the other way round"
+    assert rig.extended((UNPIN, D, 0)) == (0, 1)
+    assert rig.counts(L4) == (3, 2)
+
+
+# -- updates ----------------------------------------------------------------------------------------------------------
+
+
+def test_entries_keep_count(rig: Rig) -> None:
+    where = slot(L1, 100)
+    assert rig.update((where, to(A)), (where, to(B)), (where, to(B, P)), (where | 2, to(B, P | NX))) == (0, 4)
+    assert [rig.counts(mfn) for mfn in (A, B)] == [(0, 0), (1, 0)]
+    assert rig.update((where, to(C) & ~PRESENT)) == (0, 1), "what is not present may say anything"
+    assert [rig.counts(mfn) for mfn in (B, C)] == [(0, 0), (0, 0)]
+
+
+def test_upper_entries_make_and_unmake_tables(rig: Rig) -> None:
+    assert rig.update((slot(L2, 1), to(A))) == (0, 1)
+    assert rig.kind(A) == 1
+    assert rig.update((slot(L2, 1), to(A, P))) == (0, 1)
+    assert rig.counts(A) == (1, 1)
+    assert rig.update((slot(L2, 1), to(B))) == (0, 1)
+    assert [rig.kind(A), rig.kind(B)] == [0, 1]
+    assert rig.update((slot(L2, 1), 0)) == (0, 1)
+    assert rig.kind(B) == 0
+
+
+@pytest.mark.parametrize("index", [256, 257, 271])
+def test_the_hypervisors_slots(rig: Rig, index: int) -> None:
+    before = rig.entry(L4, index)
+    for value in (0, to(L3)):
+        assert rig.update((slot(L4, index), value)) == (-Errno.EINVAL, 0)
+    assert rig.entry(L4, index) == before
+    assert rig.update((slot(L3, index), to(A))) == (0, 1), "other levels are the guest's"
+
+
+def test_accessed_and_dirty_bits_are_kept_on_request(rig: Rig) -> None:
+    where = slot(L1, 100)
+    assert rig.update((where, to(A, PRW | ACCESSED | DIRTY))) == (0, 1)
+    assert rig.update((where | 2, to(B, P))) == (0, 1)
+    assert rig.entry(L1, 100) == to(B, P | ACCESSED | DIRTY | GLOBAL)
+    assert rig.update((where | 3, to(B, P))) == (0, 1)
+    assert rig.entry(L1, 100) == to(B, P | GLOBAL)
+    rig.put(L2, 0, rig.entry(L2, 0) | ACCESSED | DIRTY)
+    assert rig.update((slot(L2, 0) | 2, to(L1))) == (0, 1)
+    assert rig.entry(L2, 0) == to(L1, PRW | ACCESSED | DIRTY)
+
+
+def test_plain_memory_is_written_as_it_is(rig: Rig) -> None:
+    assert rig.update((slot(A, 2), 0x1234), (slot(ARGUMENTS, 200), 0x5678)) == (0, 2)
+    assert (rig.entry(A, 2), rig.entry(ARGUMENTS, 200)) == (0x1234, 0x5678)
+    assert rig.counts(A) == (0, 0)
+    assert rig.stored == []
+    assert rig.update((slot(A, 2) + 4, 0)) == (-Errno.EINVAL, 0), "words are aligned"
+
+
+def test_writes_to_what_was_a_table_are_made_in_the_guest(rig: Rig) -> None:
+    assert rig.extended((PIN_L1, A, 0), (UNPIN, A, 0)) == (0, 2)
+    assert rig.update((slot(A, 2), 0x1234)) == (0, 1)
+    assert rig.stored == [(slot(A, 2), 0x1234)]
+    rig.stored.clear()
+    assert rig.extended((16, A, 0)) == (0, 1)
+    assert len(rig.stored) == 512
+    assert rig.entry(A, 2) == 0
+
+
+def test_pages_are_cleared_and_copied(rig: Rig) -> None:
+    rig.put(A, 5, 0x55)
+    assert rig.extended((17, B, A), (16, A, 0)) == (0, 2)
+    assert (rig.entry(A, 5), rig.entry(B, 5)) == (0, 0x55)
+    assert rig.extended((16, L1, 0)) == rig.extended((17, L1, A)) == (-Errno.EINVAL, 0), "not a page table"
+    assert rig.extended((17, A, L1)) == (0, 1), "but from one"
+
+
+def test_pfns(rig: Rig) -> None:
+    assert rig.update((A << PAGE_SHIFT | 1, 0x77), (B << PAGE_SHIFT | 1, (1 << 64) - 1)) == (0, 2)
+    assert (rig.m2p[A], rig.m2p[B]) == (0x77, INVALID_M2P_ENTRY)
+    assert rig.update((POOL << PAGE_SHIFT | 1, 0)) == (-Errno.EINVAL, 0)
+
+
+def test_references_are_limited(rig: Rig) -> None:
+    rig.words[A - BASE] += (MAX_REFS - 1) * ONE_REF
+    assert rig.update((slot(L1, 100), to(A, P))) == (0, 1)
+    assert rig.update((slot(L1, 101), to(A, P))) == rig.update((slot(L1, 101), to(A))) == (-Errno.EBUSY, 0)
+    assert rig.extended((PIN_L1, A, 0)) == (-Errno.EINVAL, 0)
+    rig.words[A - BASE] -= (MAX_REFS - 1) * ONE_REF
+
+
+# -- stores of the guest's own ----------------------------------------------------------------------------------------
+
+
+def test_emulated_stores(rig: Rig) -> None:
+    mmu, where = rig.mmu, slot(L1, 100)
+    assert mmu.emulate_write(where, 0, to(A), compare=False)
+    assert rig.counts(A) == (1, 1)
+    old = rig.entry(L1, 100)
+    assert not mmu.emulate_write(where, old ^ ACCESSED, to(B), compare=True)
+    assert rig.counts(B) == (0, 0)
+    assert mmu.emulate_write(where, old, to(B), compare=True)
+    assert [rig.counts(mfn) for mfn in (A, B)] == [(0, 0), (1, 1)]
+    assert mmu.emulate_write(where, 0, 0, compare=False)
+    for gpa, value, errno in [
+        (where, to(L4), Errno.EBUSY),
+        (where, to(BASE + PAGES), Errno.EPERM),
+        (slot(L2, 1), to(A), Errno.EINVAL),
+        (slot(A, 1), 5, Errno.EINVAL),
+        (where + 4, 0, Errno.EINVAL),
+        (0, 0, Errno.EINVAL),
+    ]:
+        with pytest.raises(XenError) as caught:
+            mmu.emulate_write(gpa, 0, value, compare=False)
+        assert caught.value.errno is errno
+
+
+def test_grant_mappings_hold_no_references_of_ours(rig: Rig) -> None:
+    mmu, where = rig.mmu, slot(L1, 100)
+    assert rig.update((where, to(A))) == (0, 1)
+    assert mmu.replace_foreign(where, to(POOL)) == to(A, PRW | GLOBAL)
+    assert rig.counts(A) == (0, 0)
+    assert mmu.replace_foreign(where, 0) == to(POOL, PRW | GLOBAL)
+    with pytest.raises(XenError):
+        mmu.replace_foreign(slot(A, 0), 0)
+
+
+# -- the word's locking -----------------------------------------------------------------------------------------------
+
+
+def hold(rig: Rig, mfn: int) -> tuple[Timer, list[int]]:
+    """Lock a frame as code in the guest does, for longer; the list is empty when it is about to be unlocked."""
+    frames, locked = rig.mmu.frames, [mfn]
+    frames.lock(mfn)
+
+    def unlock() -> None:
+        locked.clear()
+        frames.unlock(mfn)
+
+    timer = Timer(0.02, unlock)
+    timer.start()
+    return timer, locked
+
+
+def test_the_lock_bit_is_waited_for(rig: Rig) -> None:
+    for table, mfn in ((L1, A), (L2, B)):
+        release, locked = hold(rig, table)
+        assert rig.update((slot(table, 100), to(mfn))) == (0, 1)
+        assert not locked
+        release.join()
+
+
+def test_a_frame_turns_into_a_table_or_back_only_while_unlocked(rig: Rig) -> None:
+    for command in (PIN_L1, UNPIN):
+        release, locked = hold(rig, A)
+        assert rig.extended((command, A, 0)) == (0, 1)
+        assert not locked
+        release.join()
+
+
+def test_a_table_that_another_thread_validates_is_waited_for(rig: Rig) -> None:
+    """While others have their turn, they find the tables half done: they wait for them, or leave them alone."""
+    tree(rig)
+    seen: list[tuple[int, int]] = []
+
+    def intrude() -> None:
+        word = rig.mmu.frames.word(C)
+        if not word & VALIDATED and rig.kind(C) == 3 and not seen:
+            seen.append((0, 0))
+            seen.append(rig.update((slot(C, 5), 0)))
+
+    rig.on_checkpoint = intrude
+    assert rig.extended((PIN_L4, D, 0)) == (0, 1)
+    assert seen[1] == (-Errno.EINVAL, 0)
+
+
+def test_update_va_mapping(rig: Rig) -> None:
+    cpu = rig.vcpus[0]
+    call = rig.hypercall
+    assert call(14, va(FREE), to(A), 0) == 0
+    assert rig.entry(L1, FREE - BASE) == to(A, PRW | GLOBAL)
+    assert cpu.asked == []
+    mask = rig.arguments(0b110, offset=0x800)
+    for flags, asked in [
+        (1, ("flush",)),
+        (2, ("invlpg", va(FREE))),
+        (1 | 4, ("flush_on", None, None)),
+        (2 | 4, ("flush_on", None, va(FREE))),
+        (1 | mask, ("flush_on", [1], None)),
+        (2 | mask, ("flush_on", [1], va(FREE))),
+    ]:
+        cpu.asked.clear()
+        assert call(14, va(FREE), to(A), flags) == 0
+        assert cpu.asked == [asked]
+    assert call(14, va(FREE), to(A), 1 | 0x7000_0000) == -Errno.EFAULT
+    for gva in (1 << 30, 1 << 47, 0xFFFF_8080_0000_0000, 0xFFFF_8880_0000_0000):
+        assert call(14, gva, to(A), 0) == -Errno.EINVAL
+    assert call(14, va(FREE), to(L1), 0) == -Errno.EBUSY
