@@ -18,6 +18,7 @@ from xenpy.abi.netif import (
     NETIF_RSP_OKAY,
 )
 from xenpy.devices.ring import BackRing
+from xenpy.devices.vif.coalesce import coalesce
 from xenpy.devices.vif.flow import Steering
 from xenpy.devices.vif.frame import MAX_FRAME, Frame, Offloads
 from xenpy.devices.vif.link import BATCH
@@ -195,24 +196,30 @@ class Connection:
         taken = 0
         try:
             self._rest = self._put(self._rest, touched)
-            for frame in frames:
+            for frame, count in self._joined(frames):
                 if self._rest:
                     break
                 if self._is_unwanted(frame):
-                    taken += 1
+                    taken += count
                     continue
                 pieces = list(adapt(frame, self.offloads))
                 rest = self._put(pieces, touched)
                 if rest and len(rest) == len(pieces):
                     break
                 self._rest = [piece.keep() for piece in rest]
-                taken += 1
+                taken += count
         finally:
             for index in touched:
                 queue = self._queues[index]
                 if queue.rx.ring.push():
                     self._services.notify(queue.rx_port)
         return taken
+
+    def _joined(self, frames: Sequence[Frame]) -> list[tuple[Frame, int]]:
+        """Return frames, each with the number of those offered that it stands for."""
+        if len(frames) > 1 and (self.offloads.gso4 or self.offloads.gso6):
+            return coalesce(frames, self.offloads)
+        return [(frame, 1) for frame in frames]
 
     def _put(self, frames: list[Frame], touched: set[int]) -> list[Frame]:
         """Put frames into the queues they belong to; return those from the first on that there is no room for."""
