@@ -80,17 +80,15 @@ class QemuImage(NbdBacking):
         while True:
             try:
                 return NbdConnection(path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                if self._process.poll() is not None:
-                    assert self._process.stderr is not None
-                    said = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-                    reason = said[0].removeprefix(f"{_PROGRAM}: ") if said else f"{_PROGRAM} ended"
-                    raise ConfigError(f"{target}: {reason}") from None
-                if time.monotonic() > deadline:
-                    raise HostError(f"{target}: {_PROGRAM} did not start to serve within {_START_S:g} s") from None
-            except OSError as error:
-                raise HostError(f"{target}: {_PROGRAM}: {error}") from None
-            time.sleep(_POLL_S)
+            except OSError:  # not there yet, or there and about to find that it cannot open the image
+                time.sleep(_POLL_S)
+            if self._process.poll() is not None:
+                assert self._process.stderr is not None
+                said = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+                reason = said[0].removeprefix(f"{_PROGRAM}: ") if said else f"{_PROGRAM} ended"
+                raise ConfigError(f"{target}: {reason}")
+            if time.monotonic() > deadline:
+                raise HostError(f"{target}: {_PROGRAM} did not begin to serve within {_START_S:g} s")
 
     def close(self) -> None:
         """Close the image, and wait until it is."""

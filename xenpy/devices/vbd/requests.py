@@ -109,14 +109,15 @@ def decode(entry: bytes, layout: BlkifLayout) -> Request:
 
 
 def _decode_indirect(entry: bytes, layout: BlkifLayout) -> Request:
-    operation, indirect_op, count, request_id, sector, _, *grefs = layout.indirect.unpack_from(entry)
+    _, indirect_op, count, request_id, sector, _, *grefs = layout.indirect.unpack_from(entry)
     if indirect_op not in (BLKIF_OP.READ, BLKIF_OP.WRITE):
         raise FrontendError(f"indirect request of operation {indirect_op}, which is neither a read nor a write")
     op = BLKIF_OP(indirect_op)
     _check_count(op, count, MAX_INDIRECT_SEGMENTS)
     pages = -(-count // SEGMENTS_PER_INDIRECT_PAGE)
     assert pages <= BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST
-    return Request(request_id, operation, op, sector, indirect=tuple(grefs[:pages]), nr_segments=count)
+    # Linux' frontend takes nothing but the inner operation for an answer.
+    return Request(request_id, indirect_op, op, sector, indirect=tuple(grefs[:pages]), nr_segments=count)
 
 
 def _check_count(op: BLKIF_OP, count: int, limit: int) -> None:
