@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Final
 from xenpy.abi._libc import ffi
 from xenpy.atomics import clear_bit, cmpxchg64, set_bit
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SHIFT
-from xenpy.pv.mmu.entries import ENTRIES, INVALID_MFN, L1_DISALLOWED, adjust_l1, frame_of
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.mmu.entries import ENTRIES, GUEST_KERNEL, INVALID_MFN, L1_DISALLOWED, adjust_l1, frame_of
 from xenpy.pv.mmu.layout import (
     COUNT_MASK,
     LOCKED,
     LOCKED_BIT,
-    MAX_REFS,
     ONE_REF,
     ONE_TYPED,
     OWNED,
     REFS_FIELD,
+    REFS_FULL,
     REFS_SHIFT,
     TYPE_MASK,
     TYPE_SHIFT,
@@ -30,7 +30,7 @@ from xenpy.pv.mmu.layout import (
     refs_of,
 )
 from xenpy.pv.mmu.protocols import Mappable
-from xenpy.pv.paging import PTE_PRESENT, PTE_RW
+from xenpy.pv.paging import PTE_FRAME, PTE_GLOBAL, PTE_PRESENT, PTE_RW, PTE_USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,7 +38,14 @@ if TYPE_CHECKING:
     from xenpy.memory import GuestMemory
     from xenpy.pv.mmu.protocols import Store
 
-_WRITABLE: Final = FrameType.WRITABLE << TYPE_SHIFT
+_WRITABLE: Final = int(FrameType.WRITABLE) << TYPE_SHIFT
+_AVAILABLE: Final = OWNED | REFS_FULL
+_UNTYPED: Final = _AVAILABLE | TYPE_MASK | COUNT_MASK | VALIDATED
+_FIRST_WRITABLE: Final = ONE_TYPED + _WRITABLE
+_WRITABLE_AGAIN: Final = _AVAILABLE | TYPE_MASK
+_OWNED_WRITABLE: Final = OWNED | _WRITABLE
+_SETTLED: Final = GUEST_KERNEL | PTE_GLOBAL
+_EMPTY: Final = bytes(PAGE_SIZE)
 _WORDS_SHIFT: Final = PAGE_SHIFT - 3
 
 
@@ -63,7 +70,7 @@ class FrameTable:
         mappable: Callable[[int], int],
     ) -> None:
         self.memory = memory
-        self.words = words
+        self.words = words[:]
         self.base = base
         self.end = base + len(words)
         self.store = store
@@ -114,7 +121,7 @@ class FrameTable:
             return False
         while True:
             word = self.words[mfn - self.base]
-            if not word & OWNED or word >> REFS_SHIFT & REFS_FIELD >= MAX_REFS:
+            if word & _AVAILABLE != OWNED:
                 return False
             if self.exchange(mfn, word, word + ONE_REF):
                 return True
@@ -136,7 +143,7 @@ class FrameTable:
             return False
         while True:
             word = self.words[mfn - self.base]
-            if not word & OWNED or word >> REFS_SHIFT & REFS_FIELD >= MAX_REFS:
+            if word & _AVAILABLE != OWNED:
                 return False
             new = word + ONE_TYPED
             if word & TYPE_MASK != _WRITABLE:
@@ -200,35 +207,60 @@ class FrameTable:
             else:
                 self.put(mfn)
 
+    # A table has up to 512 entries, so the usual cases are decided here, without a call for each; what is left over takes the long way.
+
     def get_l1_entries(self, table: int, *, fresh: bool) -> None:
         """Take the references of all entries of an L1 table and adjust them; `fresh` says that it never was a table before.
 
         Raises XenError, having taken none.
         """
-        first = table << _WORDS_SHIFT
-        entries = self.memory.u64[first : first + ENTRIES].tolist()
+        words, base, size, hva = self.words, self.base, len(self.words), self._hva
+        present = self._present(table)
         changes: list[tuple[int, int]] = []
-        for slot, entry in enumerate(entries):
-            if not entry & PTE_PRESENT:
-                continue
-            try:
-                self.get_l1_entry(entry)
-            except XenError:
-                for taken in entries[:slot]:
-                    if taken & PTE_PRESENT:
+        for done, (slot, entry) in enumerate(present):
+            mfn = (entry & PTE_FRAME) >> PAGE_SHIFT
+            word = words[mfn - base] if 0 <= mfn - base < size and not entry & L1_DISALLOWED else 0
+            new = 0
+            if not entry & PTE_RW:
+                if word & _AVAILABLE == OWNED:
+                    new = word + ONE_REF
+            elif word & _UNTYPED == OWNED:
+                new = word + _FIRST_WRITABLE
+            elif word & _WRITABLE_AGAIN == _OWNED_WRITABLE and word & COUNT_MASK:
+                new = word + ONE_TYPED
+            if not new or cmpxchg64(hva + mfn * 8, word, new) != word:
+                try:
+                    self.get_l1_entry(entry)
+                except XenError:
+                    for _, taken in present[:done]:
                         self.put_l1_entry(taken)
-                raise
-            adjusted = adjust_l1(entry)
-            if adjusted != entry:
-                changes.append((slot, adjusted))
+                    raise
+            if not entry & PTE_USER or not entry & _SETTLED:
+                changes.append((slot, adjust_l1(entry)))
         self.write_entries(table, changes, fresh=fresh)
 
     def put_l1_entries(self, table: int) -> None:
         """Give back the references of all entries of an L1 table."""
-        first = table << _WORDS_SHIFT
-        for entry in self.memory.u64[first : first + ENTRIES].tolist():
-            if entry & PTE_PRESENT:
+        words, base, size, hva = self.words, self.base, len(self.words), self._hva
+        for _, entry in self._present(table):
+            mfn = (entry & PTE_FRAME) >> PAGE_SHIFT
+            word = words[mfn - base] if 0 <= mfn - base < size else 0
+            new = 0
+            if not entry & PTE_RW:
+                if word & OWNED and word >> REFS_SHIFT & REFS_FIELD > word & COUNT_MASK:
+                    new = word - ONE_REF
+            elif word & TYPE_MASK == _WRITABLE and word & COUNT_MASK > 1:
+                new = word - ONE_TYPED
+            if not new or cmpxchg64(hva + mfn * 8, word, new) != word:
                 self.put_l1_entry(entry)
+
+    def _present(self, table: int) -> list[tuple[int, int]]:
+        """Return the (slot, entry) pairs of a table that are present."""
+        first = table << _WORDS_SHIFT
+        entries = self.memory.u64[first : first + ENTRIES]
+        if entries.tobytes() == _EMPTY:
+            return []
+        return [(slot, entry) for slot, entry in enumerate(entries.tolist()) if entry & PTE_PRESENT]
 
     def write_entries(self, table: int, changes: Iterable[tuple[int, int]], *, fresh: bool) -> None:
         """Write (slot, value) pairs into a frame; nothing shadows a `fresh` one yet."""

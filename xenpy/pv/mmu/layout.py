@@ -4,8 +4,9 @@ The words lie in memory that machine code inside the guest shares with us and ch
 operation on the whole word. Rules for both sides:
 
 - A type means nothing while the type count is 0.
-- Who writes entries of a validated table, or plain words of a frame that is no table, holds LOCKED meanwhile (lock bts, then a look at
-  the rest of the word); it is released by lock btr, since other bits may change under the holder.
+- Who writes entries of a validated table holds LOCKED meanwhile (lock bts, then a look at the rest of the word); it is released by lock
+  btr, since other bits may change under the holder. Words of a frame that is no table are written under LOCKED too, or with a reference
+  as WRITABLE.
 - A validated table loses VALIDATED, or a frame turns into a table, only while LOCKED is clear, in one compare-and-exchange.
 - Machine code leaves frames alone that are not OWNED, tables that are not VALIDATED, and all that is LOCKED: we do those.
 """
@@ -26,6 +27,8 @@ REFS_FIELD: Final = (1 << 23) - 1
 """Every use of the frame, those as its type included; shifted by `REFS_SHIFT`."""
 MAX_REFS: Final = 1 << 22
 """No reference is taken beyond so many; well below the field, for those that are taken at once."""
+REFS_FULL: Final = MAX_REFS << REFS_SHIFT
+"""The field's top bit, which is set once there are that many."""
 PINNED: Final = 1 << 56
 WAS_TABLE: Final = 1 << 57
 """The frame has been a page table at some time: KVM may hold a shadow of it, which only writes from inside the guest reach."""

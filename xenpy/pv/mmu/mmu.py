@@ -62,7 +62,7 @@ class Mmu:
         fill_hypervisor_slots: Callable[[int, bool], None],
     ) -> None:
         self.memory = memory
-        self.m2p = m2p
+        self.m2p = m2p[:]
         self.frames = FrameTable(memory, words, base, store, mappable)
         self.types = PageTypes(self.frames, fill_hypervisor_slots)
         self.reservation = Reservation(self)
@@ -92,7 +92,7 @@ class Mmu:
         return audit(self)
 
     def destroy(self) -> None:
-        """Let go of the memory that the caller supplied; the domain is gone, and no method may be called any more."""
+        """Let go of the memory that the caller supplied, and be called no more."""
         self.frames.words.release()
         self.m2p.release()
 

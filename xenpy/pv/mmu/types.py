@@ -16,15 +16,14 @@ from xenpy.pv.mmu.entries import ENTRIES, ROOT_LEVEL, UPPER_DISALLOWED, XEN_SLOT
 from xenpy.pv.mmu.layout import (
     COUNT_MASK,
     KERNEL_ROLE,
-    MAX_REFS,
     ONE_TYPED,
     OWNED,
+    REFS_FULL,
     TYPE_MASK,
     TYPE_SHIFT,
     VALIDATED,
     WAS_TABLE,
     FrameType,
-    refs_of,
     type_of,
 )
 from xenpy.pv.paging import PTE_PRESENT, PTE_RW
@@ -62,7 +61,7 @@ class PageTypes:
         frames = self._frames
         while True:
             word = frames.word(mfn)
-            if not word & OWNED or refs_of(word) >= MAX_REFS:
+            if word & (OWNED | REFS_FULL) != OWNED:
                 raise XenError(Errno.EINVAL, f"mfn {mfn:#x} is not the guest's, or is used too often")
             if not word & COUNT_MASK:
                 new = word & ~(TYPE_MASK | VALIDATED | KERNEL_ROLE) | kind << TYPE_SHIFT
@@ -211,7 +210,7 @@ class PageTypes:
             return False
         while True:
             word = frames.word(child)
-            if not word & OWNED or type_of(word) != level or not word & VALIDATED or refs_of(word) >= MAX_REFS:
+            if word & (OWNED | REFS_FULL) != OWNED or type_of(word) != level or not word & VALIDATED:
                 return False
             if frames.exchange(child, word, word + ONE_TYPED):
                 self._count_linear(table, -1)
