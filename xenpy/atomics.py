@@ -6,7 +6,6 @@ in Python would lose its update. Without a C extension the same instructions com
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from xenpy import libc
@@ -34,19 +33,14 @@ _CODE: Final = {
 
 
 def _assemble() -> dict[str, int]:
-    """Map the routines executable, never writable and executable at once, and return their addresses."""
+    """Map the routines executable and return their addresses."""
     text = bytearray()
     offsets: dict[str, int] = {}
     for name, code in _CODE.items():
         offsets[name] = len(text)
         text += code
         text += b"\xcc" * (-len(text) % 16)
-    fd = os.memfd_create("xenpy-atomics", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, text)
-        base = libc.map_memory(0, len(text), libc.PROT_READ | libc.PROT_EXEC, libc.MAP_PRIVATE, fd)
-    finally:
-        os.close(fd)
+    base = libc.map_code("xenpy-atomics", bytes(text))
     return {name: base + offset for name, offset in offsets.items()}
 
 

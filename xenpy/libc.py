@@ -42,6 +42,16 @@ def map_memory(hva: int, size: int, prot: int, flags: int, fd: int = -1, offset:
     return result
 
 
+def map_code(name: str, code: bytes) -> int:
+    """Map machine code executable, never writable and executable at once, and return its address. Raises OSError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.write(fd, code)
+        return map_memory(0, len(code), PROT_READ | PROT_EXEC, MAP_PRIVATE, fd)
+    finally:
+        os.close(fd)
+
+
 def unmap_memory(hva: int, size: int) -> None:
     """Unmap `size` bytes at `hva`. Raises OSError."""
     if lib.munmap(hva, size):
