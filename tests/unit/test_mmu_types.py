@@ -372,14 +372,39 @@ def test_emulated_stores(rig: Rig) -> None:
         assert caught.value.errno is errno
 
 
-def test_grant_mappings_hold_no_references_of_ours(rig: Rig) -> None:
+def test_grant_mappings_hold_references_to_own_frames_only(rig: Rig) -> None:
     mmu, where = rig.mmu, slot(L1, 100)
+    foreign = 0x20  # which the guest may not map by itself
     assert rig.update((where, to(A))) == (0, 1)
-    assert mmu.replace_foreign(where, to(POOL)) == to(A, PRW | GLOBAL)
+    assert mmu.replace_foreign(where, to(foreign)) == to(A, PRW | GLOBAL)
     assert rig.counts(A) == (0, 0)
-    assert mmu.replace_foreign(where, 0) == to(POOL, PRW | GLOBAL)
-    with pytest.raises(XenError):
-        mmu.replace_foreign(slot(A, 0), 0)
+    for mfn in (A, POOL):
+        with pytest.raises(XenError):
+            mmu.replace_foreign(where, to(B), mfn=mfn)
+    assert rig.counts(B) == (0, 0)
+    assert mmu.replace_foreign(where, 0, mfn=foreign) == to(foreign, PRW | GLOBAL)
+    assert mmu.replace_foreign(where, to(B)) == 0
+    assert rig.counts(B) == (1, 1)
+    for gpa, value, errno in (
+        (where, to(L1), Errno.EBUSY),
+        (slot(A, 0), 0, Errno.EINVAL),
+        (where + 1, 0, Errno.EINVAL),
+    ):
+        with pytest.raises(XenError) as caught:
+            mmu.replace_foreign(gpa, value)
+        assert caught.value.errno is errno
+    assert mmu.replace_foreign(where, 0, mfn=B) == to(B, PRW | GLOBAL)
+
+
+def test_translations_are_dropped_before_a_frame_becomes_a_table(rig: Rig) -> None:
+    found: list[tuple[int, int]] = []
+    rig.mmu.types.flush = lambda: found.append((rig.kind(A), rig.mmu.frames.word(A) & VALIDATED))
+    assert rig.extended((PIN_L1, A, 0)) == (0, 1)
+    assert found == [(1, 0)], "when it can be mapped writable no more, and nothing has been looked at yet"
+    assert rig.update((slot(L2, 9), to(A))) == (0, 1)
+    assert len(found) == 1, "it was one already"
+    assert rig.hypercall(2, rig.arguments(B), 8) == 0
+    assert len(found) == 2
 
 
 # -- the word's locking -----------------------------------------------------------------------------------------------

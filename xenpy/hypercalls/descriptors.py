@@ -27,7 +27,7 @@ def set_gdt(call: Call) -> None:
     entries = call.args[1] & 0xFFFFFFFF
     if entries > FIRST_RESERVED_GDT_ENTRY:
         raise XenError(Errno.EINVAL, f"a GDT of {entries} entries")
-    mfns = call.words(call.args[0], (entries + ENTRIES - 1) // ENTRIES)
+    mfns = call.words(call.args[0], (entries + ENTRIES - 1) // ENTRIES) if entries else ()
     mmu.tables_of(vcpu.vcpu_id).replace_gdt(mfns)
     vcpu.set_gdt(mfns, entries)
 

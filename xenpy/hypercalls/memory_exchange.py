@@ -73,5 +73,6 @@ def machphys_mapping(call: Call, op: Any) -> None:
 def machphys_mfn_list(call: Call, op: Any) -> None:
     """List the first mfns of the machine-to-physical table's 2 MiB extents, as many as there is room for."""
     mfns = pv_domain(call).machphys_mfns[: op.max_extents]
-    call.store_words(op.extent_start, mfns)
+    if mfns:
+        call.store_words(op.extent_start, mfns)
     op.nr_extents = len(mfns)

@@ -20,6 +20,7 @@ from xenpy.pv.mmu.entries import (
     XEN_SLOTS,
     adjust_l1,
     adjust_upper,
+    frame_of,
     is_guest_address,
 )
 from xenpy.pv.mmu.frames import FrameTable
@@ -46,8 +47,8 @@ class Mmu:
     """Page types and page-table updates of one PV domain.
 
     `words` is the frame table of the frames from `base` on and `m2p` the machine-to-physical table, indexed by mfn; `store`, `mappable`
-    and `fill_hypervisor_slots` are those of `FrameTable` and `PageTypes`. All methods expect the domain's lock, which the checkpoint that
-    some take lets go for a moment.
+    and `fill_hypervisor_slots` are those of `FrameTable` and `PageTypes`, and so is `types.flush`, to be set when vCPUs start. All
+    methods expect the domain's lock, which the checkpoint that some take lets go for a moment.
     """
 
     def __init__(
@@ -241,11 +242,8 @@ class Mmu:
         With `compare` nothing is written unless the entry still is `old`; the result tells whether it was. Raises XenError for a store that
         is refused: the fault is then the guest's to handle.
         """
-        mfn = gpa >> PAGE_SHIFT
-        word = self.frames.word(mfn)
-        if not word & OWNED or gpa & _WORD_MASK or type_of(word) != FrameType.L1 or not word & VALIDATED:
-            raise XenError(Errno.EINVAL, f"machine address {gpa:#x} is in no L1")
-        return self._update_l1(mfn, gpa, new, expected=old if compare else None)
+        self._check_l1(gpa)
+        return self._update_l1(gpa >> PAGE_SHIFT, gpa, new, expected=old if compare else None)
 
     def entry_gpa(self, l4: int, gva: int) -> int:
         """Return the machine address of the L1 entry that maps an address by the tables at `l4`, mapped or not.
@@ -267,33 +265,44 @@ class Mmu:
     def update_va(self, l4: int, gva: int, value: int, *, io: bool = False) -> None:
         """Write the L1 entry that maps an address by the tables at `l4`. Raises XenError as `update` does."""
         gpa = self.entry_gpa(l4, gva)
-        mfn = gpa >> PAGE_SHIFT
-        word = self.frames.word(mfn)
-        if not word & OWNED or type_of(word) != FrameType.L1 or not word & VALIDATED:
-            raise XenError(Errno.EINVAL, f"mfn {mfn:#x} is no L1")
-        self._update_l1(mfn, gpa, value, io=io)
+        self._check_l1(gpa)
+        self._update_l1(gpa >> PAGE_SHIFT, gpa, value, io=io)
 
     # -- grants -------------------------------------------------------------------------------------------------------
 
-    def replace_foreign(self, gpa: int, value: int) -> int:
-        """Write an L1 entry whose frame has its references elsewhere, as grant mappings do; return the entry before.
+    def replace_foreign(self, gpa: int, value: int, *, mfn: int | None = None) -> int:
+        """Write an L1 entry as grant mappings do, whatever `mappable` says of its frame; return the entry before.
 
-        What the entry before held of the guest's own is given back. Raises XenError(EINVAL) where no L1 entry is.
+        A frame of the guest's own gets its reference all the same. With `mfn`, the entry must show that frame now. Raises XenError: EINVAL
+        where no L1 entry is or it shows something else, EBUSY for an own frame that cannot be mapped so.
         """
-        mfn = gpa >> PAGE_SHIFT
         frames = self.frames
-        word = frames.word(mfn)
-        if not word & OWNED or gpa & _WORD_MASK or type_of(word) != FrameType.L1 or not word & VALIDATED:
-            raise XenError(Errno.EINVAL, f"machine address {gpa:#x} is in no L1")
-        frames.lock(mfn)
+        self._check_l1(gpa)
+        own = value & PTE_PRESENT and frames.base <= frame_of(value) < frames.end
+        if own:
+            frames.get_l1_entry(value)
+        table = gpa >> PAGE_SHIFT
+        frames.lock(table)
         try:
             old = int(self.memory.u64[gpa >> 3])
-            self._store(gpa, adjust_l1(value))
+            wrong = mfn is not None and (not old & PTE_PRESENT or frame_of(old) != mfn)
+            if not wrong:
+                self._store(gpa, adjust_l1(value))
         finally:
-            frames.unlock(mfn)
-        if old & PTE_PRESENT:
+            frames.unlock(table)
+        if wrong and own:
+            frames.put_l1_entry(value)
+        elif not wrong and old & PTE_PRESENT:
             frames.put_l1_entry(old)
+        if wrong:
+            raise XenError(Errno.EINVAL, f"the entry at {gpa:#x} is {old:#x}")
         return old
+
+    def _check_l1(self, gpa: int) -> None:
+        """Raise XenError(EINVAL) unless a machine address is that of an L1 entry."""
+        word = self.frames.word(gpa >> PAGE_SHIFT)
+        if not word & OWNED or gpa & _WORD_MASK or type_of(word) != FrameType.L1 or not word & VALIDATED:
+            raise XenError(Errno.EINVAL, f"machine address {gpa:#x} is in no L1")
 
     # -- plain memory -------------------------------------------------------------------------------------------------
 

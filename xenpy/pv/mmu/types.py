@@ -38,16 +38,23 @@ _WORDS_SHIFT: Final = PAGE_SHIFT - 3
 _WRITABLE_OR_NONE: Final = (FrameType.NONE, FrameType.WRITABLE)
 
 
+def _nobody_runs() -> None:
+    """Flush nothing."""
+
+
 class PageTypes:
     """Gives frames the types that need validation: L1 to L4 and SEGDESC.
 
     `fill_hypervisor_slots(mfn, kernel)` is called to write the hypervisor's entries of an L4, for use by the guest's kernel or not.
+    `flush` is called when a frame that may have been mapped writable becomes a table: no vCPU may run on with a translation from before,
+    or it would write past us.
     """
 
     def __init__(self, frames: FrameTable, fill_hypervisor_slots: Callable[[int, bool], None]) -> None:
         self._frames = frames
         self._memory = frames.memory
         self._fill_hypervisor_slots = fill_hypervisor_slots
+        self.flush: Callable[[], None] = _nobody_runs
         self._busy: dict[int, int] = {}  # mfn -> the thread that validates it or takes it apart
         self._linear: dict[int, int] = {}  # mfn -> tables of its own level that it names (negative) or that name it
 
@@ -79,6 +86,7 @@ class PageTypes:
                 return False
         self._busy[mfn] = get_ident()
         try:
+            self.flush()
             self._validate(mfn, kind, checkpoint, fresh=not word & WAS_TABLE)
         except XenError:
             while not frames.drop_typed(mfn, frames.word(mfn)):
