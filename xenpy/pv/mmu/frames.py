@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from xenpy.abi._libc import ffi
 from xenpy.atomics import clear_bit, cmpxchg64, set_bit
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
-from xenpy.pv.mmu.entries import ENTRIES, GUEST_KERNEL, INVALID_MFN, L1_DISALLOWED, adjust_l1, frame_of
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.mmu.entries import ENTRIES, INVALID_MFN, L1_DISALLOWED, frame_of
 from xenpy.pv.mmu.layout import (
     COUNT_MASK,
     LOCKED,
@@ -20,17 +20,16 @@ from xenpy.pv.mmu.layout import (
     ONE_REF,
     ONE_TYPED,
     OWNED,
-    REFS_FIELD,
     REFS_FULL,
-    REFS_SHIFT,
     TYPE_MASK,
     TYPE_SHIFT,
     VALIDATED,
     FrameType,
     refs_of,
 )
+from xenpy.pv.mmu.native import TableCopy
 from xenpy.pv.mmu.protocols import Mappable
-from xenpy.pv.paging import PTE_FRAME, PTE_GLOBAL, PTE_PRESENT, PTE_RW, PTE_USER
+from xenpy.pv.paging import PTE_RW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,12 +39,6 @@ if TYPE_CHECKING:
 
 _WRITABLE: Final = int(FrameType.WRITABLE) << TYPE_SHIFT
 _AVAILABLE: Final = OWNED | REFS_FULL
-_UNTYPED: Final = _AVAILABLE | TYPE_MASK | COUNT_MASK | VALIDATED
-_FIRST_WRITABLE: Final = ONE_TYPED + _WRITABLE
-_WRITABLE_AGAIN: Final = _AVAILABLE | TYPE_MASK
-_OWNED_WRITABLE: Final = OWNED | _WRITABLE
-_SETTLED: Final = GUEST_KERNEL | PTE_GLOBAL
-_EMPTY: Final = bytes(PAGE_SIZE)
 _WORDS_SHIFT: Final = PAGE_SHIFT - 3
 
 
@@ -78,7 +71,9 @@ class FrameTable:
         self.on_free: Callable[[int], None] = _ignore
         self.mismatches = 0
         with ffi.from_buffer(words) as array:  # `words` itself keeps the memory where it is
-            self._hva = int(ffi.cast("uintptr_t", array)) - base * 8
+            first_hva = int(ffi.cast("uintptr_t", array))
+        self._hva = first_hva - base * 8
+        self._copy = TableCopy(first_hva, base, len(words))
 
     # -- words --------------------------------------------------------------------------------------------------------
 
@@ -207,60 +202,52 @@ class FrameTable:
             else:
                 self.put(mfn)
 
-    # A table has up to 512 entries, so the usual cases are decided here, without a call for each; what is left over takes the long way.
+    # -- whole tables -------------------------------------------------------------------------------------------------
 
     def get_l1_entries(self, table: int, *, fresh: bool) -> None:
         """Take the references of all entries of an L1 table and adjust them; `fresh` says that it never was a table before.
 
         Raises XenError, having taken none.
         """
-        words, base, size, hva = self.words, self.base, len(self.words), self._hva
-        present = self._present(table)
-        changes: list[tuple[int, int]] = []
-        for done, (slot, entry) in enumerate(present):
-            mfn = (entry & PTE_FRAME) >> PAGE_SHIFT
-            word = words[mfn - base] if 0 <= mfn - base < size and not entry & L1_DISALLOWED else 0
-            new = 0
-            if not entry & PTE_RW:
-                if word & _AVAILABLE == OWNED:
-                    new = word + ONE_REF
-            elif word & _UNTYPED == OWNED:
-                new = word + _FIRST_WRITABLE
-            elif word & _WRITABLE_AGAIN == _OWNED_WRITABLE and word & COUNT_MASK:
-                new = word + ONE_TYPED
-            if not new or cmpxchg64(hva + mfn * 8, word, new) != word:
-                try:
-                    self.get_l1_entry(entry)
-                except XenError:
-                    for _, taken in present[:done]:
-                        self.put_l1_entry(taken)
-                    raise
-            if not entry & PTE_USER or not entry & _SETTLED:
-                changes.append((slot, adjust_l1(entry)))
-        self.write_entries(table, changes, fresh=fresh)
+        copy = self._copy_of(table)
+        slot = copy.get(0, held=False)
+        while slot < ENTRIES:
+            try:
+                self.get_l1_entry(copy.entries[slot])
+            except XenError:
+                self._put_copied(slot)
+                raise
+            slot = copy.get(slot, held=True)
+        if fresh:
+            self._entries(table)[:] = copy.entries
+        else:
+            self.write_entries(table, copy.listed(), fresh=False)
 
     def put_l1_entries(self, table: int) -> None:
         """Give back the references of all entries of an L1 table."""
-        words, base, size, hva = self.words, self.base, len(self.words), self._hva
-        for _, entry in self._present(table):
-            mfn = (entry & PTE_FRAME) >> PAGE_SHIFT
-            word = words[mfn - base] if 0 <= mfn - base < size else 0
-            new = 0
-            if not entry & PTE_RW:
-                if word & OWNED and word >> REFS_SHIFT & REFS_FIELD > word & COUNT_MASK:
-                    new = word - ONE_REF
-            elif word & TYPE_MASK == _WRITABLE and word & COUNT_MASK > 1:
-                new = word - ONE_TYPED
-            if not new or cmpxchg64(hva + mfn * 8, word, new) != word:
-                self.put_l1_entry(entry)
+        self._copy_of(table)
+        self._put_copied(ENTRIES)
 
-    def _present(self, table: int) -> list[tuple[int, int]]:
+    def _put_copied(self, end: int) -> None:
+        copy = self._copy
+        slot = copy.put(0, end)
+        while slot < end:
+            self.put_l1_entry(copy.entries[slot])
+            slot = copy.put(slot + 1, end)
+
+    def present(self, table: int) -> list[tuple[int, int]]:
         """Return the (slot, entry) pairs of a table that are present."""
+        copy = self._copy_of(table)
+        copy.list_present()
+        return copy.listed()
+
+    def _copy_of(self, table: int) -> TableCopy:
+        self._copy.fill(self._entries(table))
+        return self._copy
+
+    def _entries(self, table: int) -> memoryview:
         first = table << _WORDS_SHIFT
-        entries = self.memory.u64[first : first + ENTRIES]
-        if entries.tobytes() == _EMPTY:
-            return []
-        return [(slot, entry) for slot, entry in enumerate(entries.tolist()) if entry & PTE_PRESENT]
+        return self.memory.u64[first : first + ENTRIES]
 
     def write_entries(self, table: int, changes: Iterable[tuple[int, int]], *, fresh: bool) -> None:
         """Write (slot, value) pairs into a frame; nothing shadows a `fresh` one yet."""

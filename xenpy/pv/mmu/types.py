@@ -26,7 +26,7 @@ from xenpy.pv.mmu.layout import (
     FrameType,
     type_of,
 )
-from xenpy.pv.paging import PTE_PRESENT, PTE_RW
+from xenpy.pv.paging import PTE_RW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,8 +147,8 @@ class PageTypes:
     def _validate_upper(self, mfn: int, level: int, checkpoint: Checkpoint, *, fresh: bool) -> None:
         taken: list[int] = []
         changes: list[tuple[int, int]] = []
-        for slot, entry in enumerate(self._entries(mfn)):
-            if not entry & PTE_PRESENT or (level == ROOT_LEVEL and slot in XEN_SLOTS):
+        for slot, entry in self._frames.present(mfn):
+            if level == ROOT_LEVEL and slot in XEN_SLOTS:
                 continue
             try:
                 new_table = self.get_entry(mfn, level, entry, checkpoint)
@@ -168,8 +168,8 @@ class PageTypes:
         if kind == FrameType.L1:
             self._frames.put_l1_entries(mfn)
         elif kind != FrameType.SEGDESC:
-            for slot, entry in enumerate(self._entries(mfn)):
-                if not entry & PTE_PRESENT or (kind == ROOT_LEVEL and slot in XEN_SLOTS):
+            for slot, entry in self._frames.present(mfn):
+                if kind == ROOT_LEVEL and slot in XEN_SLOTS:
                     continue
                 if self.put_entry(mfn, kind, entry, checkpoint):
                     checkpoint()

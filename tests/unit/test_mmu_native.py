@@ -1,0 +1,233 @@
+"""Whole tables, by machine code, against one entry after the other in Python: the same words, entries and errors."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmu_rig import BASE, POOL, PRESENT, READ_ONLY, RW, USER, Rig
+
+from xenpy.errors import XenError
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.mmu.entries import ENTRIES, GUEST_KERNEL, adjust_l1
+from xenpy.pv.mmu.layout import (
+    COUNT_MASK,
+    KERNEL_ROLE,
+    LOCKED,
+    MAX_REFS,
+    ONE_REF,
+    ONE_TYPED,
+    OWNED,
+    PINNED,
+    REFS_SHIFT,
+    TYPE_SHIFT,
+    VALIDATED,
+    WAS_TABLE,
+    FrameType,
+    refs_of,
+)
+
+if TYPE_CHECKING:
+    from random import Random
+
+    import pytest
+
+    from xenpy.pv.mmu.frames import FrameTable
+
+PAGES = 12
+TABLE = BASE + PAGES - 1
+OTHERS = range(BASE, TABLE)
+NX, GLOBAL, PSE, PCD = 1 << 63, 1 << 8, 1 << 7, 1 << 4
+FLAGS = (USER, USER | RW, RW, 0, USER | GUEST_KERNEL | RW, USER | GLOBAL, USER | NX, USER | 0x60)
+TYPES = [kind for kind in FrameType if kind]
+
+
+def get_each(frames: FrameTable, *, fresh: bool) -> None:
+    """Do what `get_l1_entries` does, one entry after the other."""
+    first = TABLE << PAGE_SHIFT - 3
+    entries = frames.memory.u64[first : first + ENTRIES].tolist()
+    for slot, entry in enumerate(entries):
+        if entry & PRESENT:
+            try:
+                frames.get_l1_entry(entry)
+            except XenError:
+                for taken in entries[:slot]:
+                    if taken & PRESENT:
+                        frames.put_l1_entry(taken)
+                raise
+    frames.write_entries(
+        TABLE,
+        [(slot, adjust_l1(entry)) for slot, entry in enumerate(entries) if adjust_l1(entry) != entry],
+        fresh=fresh,
+    )
+
+
+def put_each(frames: FrameTable) -> None:
+    """Do what `put_l1_entries` does."""
+    first = TABLE << PAGE_SHIFT - 3
+    for entry in frames.memory.u64[first : first + ENTRIES].tolist():
+        if entry & PRESENT:
+            frames.put_l1_entry(entry)
+
+
+def state(rig: Rig, freed: list[int]) -> tuple[object, ...]:
+    first = TABLE << PAGE_SHIFT - 3
+    table = rig.memory.u64[first : first + ENTRIES].tolist()
+    return rig.words.tolist(), table, rig.stored, rig.mmu.frames.mismatches, freed
+
+
+def random_word(random: Random) -> int:
+    """Return a word that could be, of a frame in any condition."""
+    typed = random.choice((0, 0, 1, 2, 600, COUNT_MASK >> 6))
+    word = typed | random.choice(TYPES) << TYPE_SHIFT if typed or random.random() < 0.2 else 0
+    refs = random.choice((typed, typed, typed + 1, typed + 600, MAX_REFS - 1, MAX_REFS, MAX_REFS - 3))
+    word |= max(refs, typed) << REFS_SHIFT
+    for flag, chance in ((OWNED, 0.9), (VALIDATED, 0.4), (PINNED, 0.2), (WAS_TABLE, 0.3), (KERNEL_ROLE, 0.1)):
+        word |= flag if random.random() < chance else 0
+    return word | (LOCKED if random.random() < 0.1 else 0)
+
+
+def random_entry(random: Random, rare: float) -> int:
+    if random.random() < rare:
+        mfn = random.choice((POOL, READ_ONLY, 0, BASE - 1, BASE + PAGES, (1 << 40) - 1, random.getrandbits(40)))
+        return mfn << PAGE_SHIFT | PRESENT | random.choice((*FLAGS, PSE, PCD)) | random.choice((0, 1 << 57))
+    return random.choice(OTHERS) << PAGE_SHIFT | random.choice(FLAGS) | random.choice((PRESENT, PRESENT, 0))
+
+
+class Both:
+    """Two rigs in the same state: `fast` for the machine code, `slow` for one entry after the other."""
+
+    def __init__(self, words: list[int], entries: dict[int, int]) -> None:
+        self.rigs = (Rig(PAGES), Rig(PAGES))
+        self.freed: tuple[list[int], list[int]] = ([], [])
+        for rig, freed in zip(self.rigs, self.freed, strict=True):
+            rig.mmu.frames.on_free = freed.append
+            for index, word in enumerate(words):
+                rig.words[index] = word
+            for slot, entry in entries.items():
+                rig.put(TABLE, slot, entry)
+
+    def close(self) -> None:
+        for rig in self.rigs:
+            rig.close()
+
+    def get(self, *, fresh: bool) -> int:
+        """Take the references on both sides; return the errno that both give."""
+        fast, slow = (rig.mmu.frames for rig in self.rigs)
+        errnos = []
+        for run in (lambda: fast.get_l1_entries(TABLE, fresh=fresh), lambda: get_each(slow, fresh=fresh)):
+            try:
+                run()
+                errnos.append((0, ""))
+            except XenError as error:
+                errnos.append((int(error.errno), str(error)))
+        assert errnos[0] == errnos[1]
+        return errnos[0][0]
+
+    def put(self) -> None:
+        self.rigs[0].mmu.frames.put_l1_entries(TABLE)
+        put_each(self.rigs[1].mmu.frames)
+
+    def check(self) -> None:
+        fast, slow = (state(*pair) for pair in zip(self.rigs, self.freed, strict=True))
+        assert fast == slow
+
+
+def random_case(random: Random) -> Both:
+    tame = random.random() < 0.6  # otherwise nearly every table is refused
+    frames = [OWNED] * PAGES if tame else [random_word(random) for _ in range(PAGES)]
+    present = random.choice((0, 1, 5, 100, ENTRIES))
+    rare = random.choice((0, 0, 0.01, 0.2))
+    entries = {slot: random_entry(random, rare) for slot in random.sample(range(ENTRIES), present)}
+    return Both(frames, entries)
+
+
+@settings(max_examples=400, deadline=None)
+@given(random=st.randoms(use_true_random=True), fresh=st.booleans())
+def test_taking_references_of_any_table(random: Random, fresh: bool) -> None:
+    with closing(random_case(random)) as both:
+        both.get(fresh=fresh)
+        both.check()
+        if random.random() < 0.3:  # frames that the guest gives up meanwhile are free when their last reference goes
+            for index in random.sample(range(PAGES), 5):
+                for rig in both.rigs:
+                    rig.words[index] &= ~OWNED
+        both.put()
+        both.check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(random=st.randoms(use_true_random=True))
+def test_giving_back_what_is_not_held(random: Random) -> None:
+    with closing(random_case(random)) as both:
+        both.put()
+        both.check()
+
+
+def test_a_full_table_of_all_that_is_usual_needs_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(PAGES)
+    frames = rig.mmu.frames
+    for index in range(PAGES):
+        rig.words[index] = OWNED
+    for slot in range(ENTRIES):
+        rig.put(TABLE, slot, OTHERS[slot % 5] << PAGE_SHIFT | PRESENT | (RW if slot % 2 else 0))
+
+    def slow(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(frames, "get_l1_entry", slow)
+    monkeypatch.setattr(frames, "put_l1_entry", slow)
+    frames.get_l1_entries(TABLE, fresh=True)
+    assert [refs_of(rig.words[index]) for index in range(6)] == [103, 103, 102, 102, 102, 0]
+    assert rig.entry(TABLE, 1) & GUEST_KERNEL
+    frames.put_l1_entries(TABLE)
+    assert rig.words.tolist() == [OWNED] * PAGES
+    rig.close()
+
+
+def test_present_entries_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(PAGES)
+    assert rig.mmu.frames.present(TABLE) == []
+    for slot, entry in ((0, PRESENT), (1, RW), (255, NX | PRESENT), (511, PRESENT | USER)):
+        rig.put(TABLE, slot, entry)
+    assert rig.mmu.frames.present(TABLE) == [(0, PRESENT), (255, NX | PRESENT), (511, PRESENT | USER)]
+    for slot in range(ENTRIES):
+        rig.put(TABLE, slot, slot << PAGE_SHIFT | PRESENT)
+    assert [slot for slot, _ in rig.mmu.frames.present(TABLE)] == list(range(ENTRIES))
+    rig.close()
+
+
+def test_words_change_under_the_machine_code() -> None:
+    """Another thread, as code in the guest would, takes and gives references all the while: none of anybody's is lost."""
+    rig = Rig(PAGES)
+    frames, target = rig.mmu.frames, OTHERS[0]
+    for index in range(PAGES):
+        rig.words[index] = OWNED
+    for slot in range(ENTRIES):
+        rig.put(TABLE, slot, target << PAGE_SHIFT | PRESENT | USER | GUEST_KERNEL | (RW if slot % 3 else 0))
+    running = True
+    rounds = 0
+
+    def intrude() -> None:
+        nonlocal rounds
+        while running:
+            assert frames.get(target)
+            frames.put(target)
+            rounds += 1
+
+    other = Thread(target=intrude)
+    other.start()
+    for _ in range(300):
+        frames.get_l1_entries(TABLE, fresh=True)
+        frames.put_l1_entries(TABLE)
+    running = False
+    other.join()
+    assert rounds
+    assert rig.words[0] == OWNED
+    assert frames.mismatches == 0
+    frames.get_l1_entries(TABLE, fresh=True)
+    assert rig.words[0] - OWNED == ENTRIES * ONE_REF + 341 * (ONE_TYPED - ONE_REF) + (FrameType.WRITABLE << TYPE_SHIFT)
+    rig.close()
