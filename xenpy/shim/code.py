@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from xenpy.asm import Assembler, Mem, mem
-from xenpy.asm.registers import al, cr3, eax, rax, rcx, rdi, rsi
+from xenpy.asm.registers import al, cr3, eax, r11, rax, rcx, rdi, rsi
 from xenpy.memory import PAGE_SIZE
 from xenpy.shim.layout import CODE_PAGES, Page, Port, State
 
@@ -33,6 +33,44 @@ class Resume(NamedTuple):
     """Make the entries true and call us at Port.FLUSHED; no frame is needed, RAX, RCX, RSI and RDI are lost."""
 
 
+class Guest(NamedTuple):
+    """What the code must know of its guest. Addresses are in the guest's virtual space unless they say gpa."""
+
+    window_va: int
+    state_va: int
+    user_trap_va: int
+    frames_va: int
+    direct_va: int
+    base_mfn: int
+    nr_pages: int
+    ram_start: int
+    """gpa"""
+    ram_end: int
+    """gpa"""
+    vcpus: int
+    version: int
+    """What XENVER_version answers."""
+
+
+class Fast(NamedTuple):
+    """Labels of the code that works by itself, as offsets from the window's start."""
+
+    syscall_from_kernel: int
+    hypercall: int
+    give_up: int
+    hypercall_end: int
+    iret: int
+    iret_by_us: int
+    iret_end: int
+    iret_user: int
+    user_fault: int
+    bp_kernel: int
+    bp_user: int
+    pf_user: int
+    from_call: int
+    from_iret: int
+
+
 class Code(NamedTuple):
     """What goes into a window's code pages; offsets are from the window's start."""
 
@@ -42,23 +80,78 @@ class Code(NamedTuple):
     exceptions: int
     """The first of 256 handlers, each of STUB_SIZE bytes: OUT to the port of the vector's number."""
     resume: Resume
+    fast: Fast | None
+    """None where SYSCALL leads to ring 0, or nothing fast is wanted."""
     syscall: int
     syscall32: int
     sysenter: int
 
 
-def assemble(window: int) -> Code:
-    """Return the code for the window at an address; it runs as well in every other."""
-    ring0 = Assembler(window + Page.CODE * PAGE_SIZE)
-    _exceptions(ring0)
-    _resume(ring0, window)
-    code = ring0.assemble()
+def assemble(guest: Guest, *, fast: bool) -> Code:
+    """Return the code for a guest's first window; it runs as well in every other."""
+    window = guest.window_va
+    a = Assembler(window + Page.CODE * PAGE_SIZE)
+    _exceptions(a)
+    _resume(a, window)
+    labels = None
+    if fast:
+        _emit_fast(a, guest)
+    code = a.assemble()
     if len(code) > CODE_PAGES * PAGE_SIZE:
         raise ValueError(f"the shim's code has {len(code)} bytes")
-    kernel, user = (_entry(window, port) for port in (Port.HYPERCALL, Port.SYSCALL))
-    resume = Resume(*(ring0.address(f"resume_{name}") - window for name in Resume._fields))
+    if fast:
+        labels = Fast(*(a.address(name) - window for name in Fast._fields))
+    kernel = _entry(window, Port.HYPERCALL, labels.syscall_from_kernel if labels else None)
+    user = _entry(window, Port.SYSCALL, None, traps=fast)
+    resume = Resume(*(a.address(f"resume_{name}") - window for name in Resume._fields))
     offsets = (user.address(name) - window for name in ("syscall", "syscall32", "sysenter"))
-    return Code(code, kernel.assemble(), user.assemble(), ring0.address("exceptions") - window, resume, *offsets)
+    return Code(code, kernel.assemble(), user.assemble(), a.address("exceptions") - window, resume, labels, *offsets)
+
+
+def _emit_fast(a: Assembler, guest: Guest) -> None:
+    from xenpy.shim.fast import FastCalls
+    from xenpy.shim.modes import Modes
+
+    modes = Modes(a, guest)
+    a.align(16)
+    a.label("syscall_from_kernel")
+    a.cmp(eax, _IRET)
+    a.jz("iret")
+    a.push(rcx)  # where SYSCALL goes on: as if it were a call
+    FastCalls(a, guest).emit()
+    a.label("hypercall_end")
+    modes.emit_ring3()
+    modes.emit_ring0()
+    for label, column, target in (("from_call", 8, "hypercall"), ("from_iret", 16, "iret")):
+        a.align(16)
+        a.label(label)
+        if guest.vcpus == 1:
+            a.jmp(target)
+            continue
+        callers = guest.window_va + Page.CALLERS * PAGE_SIZE
+        a.push(rax)
+        a.rdgsbase(rax)
+        for vcpu_id in range(guest.vcpus):
+            a.cmp(rax, mem(rip=callers + vcpu_id * _CALLER_SIZE))
+            a.jnz(f"{label}_not_{vcpu_id}")
+            a.pop(rax)
+            a.jmp(mem(rip=callers + vcpu_id * _CALLER_SIZE + column))
+            a.label(f"{label}_not_{vcpu_id}")
+        a.pop(rax)
+        if target == "iret":
+            a.mov(eax, _IRET)
+            a.syscall()
+        else:
+            a.push(rcx)
+            a.push(r11)
+            a.syscall()
+            a.pop(r11)
+            a.pop(rcx)
+            a.ret()
+
+
+_IRET: Final = 23
+_CALLER_SIZE: Final = 32
 
 
 def _exceptions(a: Assembler) -> None:
@@ -125,12 +218,20 @@ def _resume(a: Assembler, window: int) -> None:
     a.ud2()
 
 
-def _entry(window: int, port: Port) -> Assembler:
-    """Return where SYSCALL and SYSENTER lead. The kernel's and the user's tables show the same offsets."""
+def _entry(window: int, port: Port, fast: int | None, *, traps: bool = False) -> Assembler:
+    """Return where SYSCALL and SYSENTER lead. The kernel's and the user's tables show the same offsets.
+
+    `fast` is the offset of the code that a kernel's SYSCALL goes on with; `traps` has user mode's come to ring 0.
+    """
     a = Assembler(window + Page.ENTRY * PAGE_SIZE)
     for name, call in (("syscall", port), ("syscall32", Port.SYSCALL32), ("sysenter", Port.SYSENTER)):
         a.align(16)
         a.label(name)
+        if name == "syscall" and traps:
+            a.int3()
+        elif name == "syscall" and fast is not None:
+            a.jmp(window + fast)
+        a.label(f"call_{name}")
         a.out(call, eax)
-        a.jmp(name)
+        a.jmp(f"call_{name}")
     return a

@@ -26,7 +26,9 @@ DIRECT_OFFSET: Final = 1 << 31
 """The guest's RAM."""
 DIRECT_SIZE: Final = (1 << SLOT_SHIFT) - DIRECT_OFFSET
 FRAMES_MAX: Final = (WINDOWS_OFFSET - FRAMES_OFFSET) // 8
-M2P_MAX: Final = (FRAMES_OFFSET - M2P_OFFSET) // 8
+POOL_OFFSET: Final = FRAMES_OFFSET - (1 << 22)
+"""The hypervisor's own frames: shared_info and the grant table."""
+M2P_MAX: Final = (POOL_OFFSET - M2P_OFFSET) // 8
 
 
 class Page(IntEnum):
@@ -50,6 +52,10 @@ class Page(IntEnum):
     """The level-1 table by which kernels see this window."""
     USER_TABLE = 41
     """That by which user mode sees it."""
+    USER_IDT = 42
+    """What user mode's tables show as IDT."""
+    CALLERS = 43
+    """Of the first window only: (GS base of the kernel, address of `hypercall`, address of `iret`, 0) for each vCPU."""
     LDT = 48
     """Sixteen, of the guest's choice."""
     END = 64
@@ -73,6 +79,27 @@ class State(IntEnum):
     SAVED_RDI = 7
     WRITE_COUNT = 8
     INVLPG = 9
+    KERNEL_SP = 10
+    KERNEL_SS = 11
+    OTHER_GS = 12
+    """The GS base of the mode that does not run."""
+    RETURN = 13
+    """Where a hypercall that has come to us goes on."""
+    VCPU_INFO = 14
+    """Where in-guest code finds the vcpu_info; 0 has it leave to us what needs it."""
+    SLOW = 15
+    """Not 0 while in-guest code is to leave IRET to us."""
+    SYSCALL_HANDLER = 16
+    SYSCALL_MASKS = 17
+    """1 if system calls start with events masked."""
+    FAULT_HANDLER = 18
+    FAULT_MASKS = 19
+    CR2 = 20
+    SCRATCH = 21
+    USER_FRAME = 24
+    """Five: IRETQ's frame for user mode."""
+    STUB_FRAME = 32
+    """Five: IRETQ's frame for the in-guest code that calls the kernel's page fault handler."""
 
 
 class Selector(IntEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from struct import pack, pack_into
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,7 @@ from xenpy.pv.paging import (
     PTE_RW,
     PTE_USER,
 )
-from xenpy.shim.code import STUB_SIZE, VECTORS, Code, assemble
+from xenpy.shim.code import STUB_SIZE, VECTORS, Code, Guest, assemble
 from xenpy.shim.layout import (
     CODE_PAGES,
     DIRECT_OFFSET,
@@ -26,10 +27,12 @@ from xenpy.shim.layout import (
     GDT_GUEST_PAGES,
     IO_PORTS,
     M2P_MAX,
+    POOL_OFFSET,
     WINDOW_SIZE,
     WINDOWS_OFFSET,
     Page,
     Selector,
+    State,
     slot_base,
 )
 
@@ -85,8 +88,8 @@ class Window:
             return 0 if page >= Page.LDT else self._pages[page] | _LEAF | PTE_RW | PTE_NX
         return mfn << PAGE_SHIFT | _LEAF | PTE_RW | PTE_NX
 
-    def set_gate(self, vector: int, handler: int, dpl: int) -> None:
-        """Have a vector enter ring 0 at an address; INT n may be used from a privilege level of `dpl` and inner ones."""
+    def set_gate(self, vector: int, handler: int, dpl: int, *, user: bool) -> None:
+        """Have a vector enter ring 0 at an address, from the kernel or from user mode; INT n needs a privilege of at least `dpl`."""
         gate = pack(
             "<HHBBHII",
             handler & 0xFFFF,
@@ -97,7 +100,7 @@ class Window:
             handler >> 32,
             0,
         )
-        self._memory.write(self._pages[Page.IDT] + vector * 16, gate)
+        self._memory.write(self._pages[Page.USER_IDT if user else Page.IDT] + vector * 16, gate)
 
     def set_system_descriptor(self, selector: Selector, type_: int, base: int, limit: int) -> None:
         """Write the 16-byte descriptor of a TSS or an LDT; type 0 makes it a null one."""
@@ -125,6 +128,9 @@ class Shim:
         nr_pages: int,
         m2p_entries: int,
         vcpus: int,
+        version: int,
+        pool: tuple[int, int],
+        fast: bool,
     ) -> None:
         if nr_pages > min(FRAMES_MAX, DIRECT_SIZE >> PAGE_SHIFT) or m2p_entries > M2P_MAX:
             limit = min(FRAMES_MAX, M2P_MAX - base_mfn) >> (20 - PAGE_SHIFT)
@@ -149,8 +155,16 @@ class Shim:
         first = gpa + base_mfn * 8
         memory.view(first, nr_pages * 8)[:] = _INVALID * (nr_pages * 8)
         self._kernel_l3, self._user_l3 = self._page(), self._page()
+        self._pool = pool
         self._map_tables(gpa, m2p_size, frames_size, direct_tables, nr_pages)
-        self.code: Code = assemble(self.base + WINDOWS_OFFSET)
+        self.pool_va = self.base + POOL_OFFSET
+        self._vcpus = vcpus
+        first = self.base + WINDOWS_OFFSET
+        guest = Guest(
+            first, first + Page.STATE * PAGE_SIZE, first + Page.ENTRY * PAGE_SIZE, self.base + FRAMES_OFFSET, self.direct_va,
+            base_mfn, nr_pages, self._base_gpa, self._base_gpa + (nr_pages << PAGE_SHIFT), vcpus, version,
+        )  # fmt: skip
+        self.code: Code = assemble(guest, fast=fast and ring3_entry)
         self.windows = self._make_windows(vcpus)
 
     @property
@@ -188,6 +202,9 @@ class Shim:
         self._set(self._kernel_l3, 0, maps | _TABLE)
         for index in range(m2p_size // _HUGE):
             self._set(maps, index, gpa + index * _HUGE | _LEAF | PTE_USER | PTE_PSE | PTE_NX)
+        for index in range(self._pool[1] // _HUGE):
+            entry = self._pool[0] + index * _HUGE | _LEAF | PTE_RW | ring3 | PTE_PSE | PTE_NX
+            self._set(maps, POOL_OFFSET // _HUGE + index, entry)
         first = FRAMES_OFFSET // _HUGE
         for index in range(frames_size // _HUGE):
             entry = gpa + m2p_size + index * _HUGE | _LEAF | PTE_RW | ring3 | PTE_PSE | PTE_NX
@@ -213,7 +230,9 @@ class Shim:
         return [self._make_window(vcpu_id, tables, code, (kernel_entry, user_entry)) for vcpu_id in range(vcpus)]
 
     def _make_window(self, vcpu_id: int, tables: tuple[int, int], code: list[int], entry: tuple[int, int]) -> Window:
-        own = [*range(Page.ENTRY), *range(Page.WRITES, Page.USER_TABLE + 1)]
+        own = [*range(Page.ENTRY), *range(Page.WRITES, Page.USER_IDT + 1)]
+        if not vcpu_id:
+            own.append(Page.CALLERS)
         pages = {page: self._page() for page in own}
         kernel_table, user_table = pages[Page.KERNEL_TABLE], pages[Page.USER_TABLE]
         self._set(tables[0], vcpu_id, kernel_table | _TABLE)
@@ -221,10 +240,11 @@ class Shim:
         ring3 = PTE_USER if self.ring3_entry else 0
         for page, gpa in pages.items():
             entry_ = gpa | _LEAF | PTE_RW | PTE_NX
-            shared = page in (Page.STACK, Page.STATE) or Page.WRITES <= page < Page.KERNEL_TABLE
+            shared = page in (Page.STACK, Page.STATE, Page.CALLERS) or Page.WRITES <= page < Page.KERNEL_TABLE
             self._set(kernel_table, page, entry_ | ring3 if shared else entry_)
             if page < Page.WRITES:
                 self._set(user_table, page, entry_)
+        self._set(user_table, Page.IDT, pages[Page.USER_IDT] | _LEAF | PTE_RW | PTE_NX)
         for index, gpa in enumerate(code):
             self._set(kernel_table, Page.CODE + index, gpa | _LEAF | ring3)
             self._set(user_table, Page.CODE + index, gpa | _LEAF)
@@ -249,13 +269,40 @@ class Shim:
         memory.write(window.gpa(Page.TSS), bytes(tss + ports + b"\xff"))
         window.set_system_descriptor(Selector.TSS, TSS_BUSY, window.page_va(Page.TSS), TSS_LIMIT)
         for vector in range(VECTORS):
-            window.set_gate(vector, self.handler(window, vector), 0)
+            self.set_gates(window, vector, 0)
+        fast = self.code.fast
+        if fast is None:
+            return
+        window.state[State.SYSCALL_HANDLER] = 0
+        frame = window.va + fast.user_fault, Selector.RING3_CS64, _STUB_RFLAGS, window.stack_top, Selector.RING3_SS
+        for index, word in enumerate(frame):
+            window.state[State.STUB_FRAME + index] = word
 
-    def handler(self, window: Window, vector: int) -> int:
-        """Return the address of a vector's handler in a window."""
-        return window.va + self.code.exceptions + vector * STUB_SIZE
+    def set_gates(self, window: Window, vector: int, dpl: int, *, fast: bool = True) -> None:
+        """Have a vector come to us, or to in-guest code that deals with it; INT n needs a privilege of at least `dpl`."""
+        own = self.code.fast
+        for user in (False, True):
+            handler = window.va + self.code.exceptions + vector * STUB_SIZE
+            if own is not None and vector == _BP:
+                handler, dpl = window.va + (own.bp_user if user else own.bp_kernel), 3
+            elif own is not None and vector == _PF and user and fast and window.state[State.FAULT_HANDLER]:
+                handler = window.va + own.pf_user
+            window.set_gate(vector, handler, dpl, user=user)
+
+    def set_caller(self, vcpu_id: int, gs_base: int) -> None:
+        """Tell by which GS base a kernel's processor is known."""
+        own = self.code.fast
+        if own is None or vcpu_id * _CALLER_WORDS >= PAGE_SIZE // 8:
+            return
+        callers = self._memory.view(self.windows[0].gpa(Page.CALLERS), PAGE_SIZE).cast("Q")
+        window = self.windows[vcpu_id]
+        first = vcpu_id * _CALLER_WORDS
+        callers[first : first + 3] = array("Q", [gs_base, window.va + own.hypercall, window.va + own.iret])
 
 
+_BP, _PF = 3, 14
+_CALLER_WORDS: Final = 4
+_STUB_RFLAGS: Final = 0x202
 TSS_BUSY: Final = 0x8B
 TSS_LIMIT: Final = _TSS_SIZE + IO_PORTS.stop // 8 + 1
 """The processor reads two bytes of the port map at once, so that one behind the last must be there."""

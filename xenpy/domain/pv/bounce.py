@@ -15,7 +15,7 @@ from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SIZE
-from xenpy.shim.layout import Selector
+from xenpy.shim.layout import Selector, State
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.state import Trap
@@ -56,7 +56,7 @@ class Bounces(PvState):
         regs = self.kvm.regs
         info = self.domain.shared_info.vcpu_info[self.vcpu_id]
         masked = info.upcall_mask
-        cs = self.cs & ~3 if self.in_kernel else self.cs
+        cs = Selector.RING3_CS64 & ~3 if self.in_kernel else self.cs
         stack = regs.rsp if self.in_kernel else self.kernel_sp
         rflags = regs.rflags & ~(RFLAGS_IF | _RFLAGS_IOPL)
         if not masked:
@@ -112,6 +112,9 @@ class Bounces(PvState):
             if handler:
                 self.nmi_masked = True
                 self.bounce(handler, masks_events=True)
+        self._words[State.SLOW] = (
+            self.nmi_masked or self.nmi_pending or self.domain.vm_assist & VMASST_architectural_iopl
+        )
         view = self.domain.shared_info.vcpu_info[self.vcpu_id].view
         if view[0] and not view[1]:
             event = self.callbacks.get(CALLBACKTYPE.event)

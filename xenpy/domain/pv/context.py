@@ -91,11 +91,17 @@ class Contexts(PvState):
         mmu = self.domain.mmu
         mmu.take_base(start.pt_base_mfn, kernel=True)
         self.kernel_l4 = start.pt_base_mfn
-        self.kernel_ss, self.kernel_sp = Selector.RING3_SS, start.stack
+        self.note_held()
+        self.set_kernel_stack(Selector.RING3_SS, start.stack)
         regs = self.kvm.regs
         regs.rip, regs.rsi, regs.rsp, regs.rflags = start.entry, start.start_info, start.stack, RFLAGS_IF | 2
         self.kvm.sregs.cr3 = self.kernel_l4 << PAGE_SHIFT
+        self.domain.shim.set_caller(0, 0)
         self.set_ring3()
+
+    def note_held(self) -> None:
+        """Take note that references have been taken for the present tables."""
+        raise NotImplementedError
 
     # -- VCPUOP_initialise --------------------------------------------------------------------------------------------
 
@@ -123,6 +129,7 @@ class Contexts(PvState):
                 mmu.release(mfn)
             raise
         self.kernel_l4, self.user_l4 = kernel_l4, user_l4
+        self.note_held()
         self._load_context(context, tuple(frames))
         self._started = True
 
@@ -133,7 +140,7 @@ class Contexts(PvState):
         regs.rflags = context.user_regs.rflags & ~(3 << 12) | RFLAGS_IF | 2
         self.in_kernel = bool(context.flags & _VGCF_in_kernel)
         self.cs, self.ss = context.user_regs.cs | 3, context.user_regs.ss | 3
-        self.kernel_ss, self.kernel_sp = context.kernel_ss | 3, context.kernel_sp
+        self.set_kernel_stack(context.kernel_ss, context.kernel_sp)
         for number, trap in enumerate(context.trap_ctxt):
             if trap.address:
                 self.set_trap(number, trap.flags, trap.cs, trap.address)
@@ -146,7 +153,7 @@ class Contexts(PvState):
                 self.register_callback(type_, int(bool(masks)), gva)
         sregs.fs.base = context.fs_base
         bases = context.gs_base_kernel, context.gs_base_user
-        sregs.gs.base, self.other_gs = bases if self.in_kernel else bases[::-1]
+        self.gs_base, self.other_gs = bases if self.in_kernel else bases[::-1]
         sregs.cr3 = self.kernel_l4 << PAGE_SHIFT
         self.set_ring3()
         self.set_gdt(gdt, int(context.gdt_ents))

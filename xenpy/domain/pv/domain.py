@@ -19,7 +19,8 @@ from xenpy.pv.emulate import Ports
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.mmu.mmu import Mmu
 from xenpy.pv.mmu.protocols import Mappable
-from xenpy.shim.layout import SLOTS
+from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, VCPU_INFO_SIZE
+from xenpy.shim.layout import SLOTS, State
 from xenpy.shim.memory import Shim
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class PvDomain(Domain):
     """A PV domain."""
 
     is_pv = True
+    shim_fast = True
+    """Whether in-guest code may carry out hypercalls by itself; to be set before the domain is built."""
 
     def _build(self) -> None:
         config = self.config
@@ -76,7 +79,8 @@ class PvDomain(Domain):
         self.shared_info_mfn = self.frame_mfn(self.shared_info.frame.offset)
         self.shim = Shim(
             memory, SHIM_GPA, slot=SLOTS[0], ring3_entry=True, base_mfn=BASE_MFN, nr_pages=pages,
-            m2p_entries=BASE_MFN + pages, vcpus=config.maxvcpus,
+            m2p_entries=BASE_MFN + pages, vcpus=config.maxvcpus, version=self.version.number,
+            pool=(POOL_GPA, self.frames.size), fast=self.shim_fast,
         )  # fmt: skip
         with load_kernel(config.kernel) as kernel:
             start = build_pv(
@@ -141,11 +145,24 @@ class PvDomain(Domain):
         """Take note of where shared_info is."""
         self.shared_info_gfn = gfn
         for vcpu in self._vcpus:
+            self._show_vcpu_info(vcpu.vcpu_id)
             place_time(vcpu)
 
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
+        self._show_vcpu_info(vcpu_id)
         place_time(self._vcpus[vcpu_id])
+
+    def _show_vcpu_info(self, vcpu_id: int) -> None:
+        """Tell in-guest code where a vCPU's vcpu_info is."""
+        info = self.shared_info.vcpu_info[vcpu_id]
+        if info.gpa is not None:
+            gva = self.shim.direct(info.gpa)
+        elif vcpu_id < LEGACY_MAX_VCPUS:
+            gva = self.shim.pool_va + self.shared_info.frame.offset + vcpu_id * VCPU_INFO_SIZE
+        else:
+            gva = 0
+        self.shim.windows[vcpu_id].state[State.VCPU_INFO] = gva
 
     def callback_changed(self) -> None:
         """Do nothing: HVM_PARAM_CALLBACK_IRQ is for HVM guests."""

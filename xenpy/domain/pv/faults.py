@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from struct import pack
 from typing import TYPE_CHECKING, Final, cast
 
 from xenpy.domain.ending import End, Ending
@@ -11,9 +12,10 @@ from xenpy.domain.pv.machine import GuestMachine
 from xenpy.domain.vcpu import DomainDying
 from xenpy.hypercalls.callback import CALLBACKTYPE
 from xenpy.kvm.constants import Sync
+from xenpy.memory import PAGE_SIZE
 from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privileged, emulate_store
 from xenpy.pv.emulate.machine import Vector
-from xenpy.shim.layout import Port, Selector
+from xenpy.shim.layout import WINDOW_SIZE, Port, Selector
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.vcpu import PvVcpu
@@ -38,6 +40,8 @@ class Faults(Bounces):
 
     def on_exception(self, vector: int, error: int) -> None:
         """Deal with an exception in ring 3, whose registers are in place."""
+        if 0 <= self.kvm.regs.rip - self.window.va < WINDOW_SIZE and self.in_shim_code(vector):
+            return
         if vector == Vector.PF:
             self._on_page_fault(error, int(self.kvm.sregs.cr2))
         elif vector == Vector.GP:
@@ -54,6 +58,36 @@ class Faults(Bounces):
                 registers = self.kvm.get_debugregs()
                 self.dr6 = int(registers.dr6)
             self.raise_trap(vector, error if vector in _WITH_ERROR else None)
+
+    def in_shim_code(self, vector: int) -> bool:
+        """Deal with an exception of in-guest code in ring 3: it met a pointer or a stack of the guest's that is no good."""
+        fast = self.domain.shim.code.fast
+        regs = self.kvm.regs
+        if fast is None:
+            return False
+        offset = regs.rip - self.window.va
+        near_stack = abs(int(self.kvm.sregs.cr2) - int(regs.rsp)) < PAGE_SIZE
+        if fast.hypercall <= offset < fast.hypercall_end and not near_stack:
+            regs.rip = self.window.va + fast.give_up
+            self.flush_tlb()
+        elif fast.iret <= offset < fast.iret_by_us and not near_stack:
+            regs.rip = self.window.va + fast.iret_by_us
+        else:
+            where = f"rsp {int(regs.rsp):#x}, cr2 {int(self.kvm.sregs.cr2):#x}"
+            self.domain.end(Ending(End.CRASH, f"its kernel's stack cannot be used (exception {vector}, {where})"))
+            raise DomainDying
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        return True
+
+    def on_bad_iret(self) -> None:
+        """Tell the kernel that it cannot go where it wanted to: CS, SS, RIP and the rest of the frame are in the registers."""
+        callback = self.callbacks.get(CALLBACKTYPE.failsafe)
+        if callback is None:
+            self.domain.end(Ending(End.CRASH, "IRET fails and the kernel has no failsafe callback"))
+            raise DomainDying
+        sregs = self.kvm.sregs
+        selectors = pack("<4Q", *(getattr(sregs, name).selector for name in ("ds", "es", "fs", "gs")))
+        self.bounce(callback.gva, masks_events=callback.masks_events, extra=selectors)
 
     def _finish(self, outcome: Outcome | GuestFault, vector: int, error: int | None) -> None:
         """Give the guest what emulation left: nothing, another exception, or the one that it was."""
@@ -73,7 +107,7 @@ class Faults(Bounces):
         if self.in_kernel:
             error &= ~_PF_USER
             if error & (_PF_PRESENT | _PF_WRITE) == _PF_PRESENT | _PF_WRITE:
-                domain.writer = cast("PvVcpu", self)
+                self.take_over()
                 with domain.host.lock:
                     outcome = emulate_store(self._machine, gva, self._write_entry)
                 if outcome is not Outcome.UNHANDLEABLE:
@@ -90,7 +124,7 @@ class Faults(Bounces):
     def _on_protection_fault(self, error: int) -> None:
         outcome: Outcome | GuestFault = Outcome.UNHANDLEABLE
         if error == 0:
-            self.domain.writer = cast("PvVcpu", self)
+            self.take_over()
             with self.domain.host.lock:
                 outcome = emulate_privileged(self._machine)
         elif error & 7 == 2:  # INT n through a gate of the IDT that asks for more privilege
@@ -157,6 +191,10 @@ class Faults(Bounces):
             mmu.release(old, self._checkpoint)
         else:
             self.flush_tlb()
+
+    def take_over(self) -> None:
+        """Be the vCPU in whose name page tables change."""
+        raise NotImplementedError
 
     def load_base(self, mfn: int) -> None:
         """Make an L4 the kernel's."""

@@ -11,7 +11,7 @@ from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import is_canonical
-from xenpy.shim.layout import GDT_GUEST_PAGES, LDT_PAGES, Page, Selector
+from xenpy.shim.layout import GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.domain import PvDomain
@@ -22,8 +22,7 @@ _HYPERVISOR_END: Final = 0xFFFF_8800_0000_0000
 _DR6_DEFAULT: Final = 0xFFFF_0FF0
 _DR7_DEFAULT: Final = 1 << 10
 _DR7_RESERVED: Final = 0xFFFF_FFFF_0000_D800
-_DR_LENGTH_8: Final = 2
-_CODE: Final = 8
+_PF: Final = 14
 _LDT_TYPE: Final = 0x82
 _ENTRIES_PER_PAGE: Final = 512
 
@@ -69,16 +68,9 @@ class PvState(Vcpu):
     def __init__(self, domain: PvDomain, vcpu_id: int, kvm_id: int, sync: Sync) -> None:
         super().__init__(domain, vcpu_id, kvm_id, sync)
         self.window = domain.shim.windows[vcpu_id]
-        self.in_kernel = True
-        """Whether the guest's kernel runs, not its user mode."""
+        self._words = self.window.state
         self.cs: int = Selector.RING3_CS64
         self.ss: int = Selector.RING3_SS
-        self.kernel_l4 = 0
-        self.user_l4 = 0
-        self.kernel_ss = 0
-        self.kernel_sp = 0
-        self.other_gs = 0
-        """The GS base of the mode that does not run."""
         self.traps: list[Trap | None] = [None] * 256
         self.callbacks: dict[int, Callback] = {}
         self.nmi_pending = False
@@ -90,6 +82,51 @@ class PvState(Vcpu):
         self._gdt: tuple[int, ...] = ()
         self._ldt: tuple[int, ...] = ()
 
+    # -- what in-guest code shares ------------------------------------------------------------------------------------
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the guest's kernel runs, not its user mode."""
+        return not self._words[State.MODE]
+
+    @in_kernel.setter
+    def in_kernel(self, value: bool) -> None:
+        self._words[State.MODE] = not value
+
+    @property
+    def kernel_l4(self) -> int:
+        """The kernel's top-level table, 0 for none."""
+        return self._words[State.KERNEL_CR3] >> PAGE_SHIFT
+
+    @kernel_l4.setter
+    def kernel_l4(self, mfn: int) -> None:
+        self._words[State.KERNEL_CR3] = mfn << PAGE_SHIFT
+
+    @property
+    def user_l4(self) -> int:
+        """User mode's top-level table, 0 for none."""
+        return self._words[State.USER_CR3] >> PAGE_SHIFT
+
+    @user_l4.setter
+    def user_l4(self, mfn: int) -> None:
+        self._words[State.USER_CR3] = mfn << PAGE_SHIFT
+
+    @property
+    def kernel_sp(self) -> int:
+        """The stack on which the kernel is entered from user mode."""
+        return self._words[State.KERNEL_SP]
+
+    @property
+    def other_gs(self) -> int:
+        """The GS base of the mode that does not run."""
+        return self._words[State.OTHER_GS]
+
+    @other_gs.setter
+    def other_gs(self, gva: int) -> None:
+        self._words[State.OTHER_GS] = gva
+        if not self.in_kernel:
+            self.domain.shim.set_caller(self.vcpu_id, gva)
+
     @property
     def is_up(self) -> bool:
         """Tell whether the vCPU is online."""
@@ -100,12 +137,16 @@ class PvState(Vcpu):
     def clear_traps(self) -> None:
         """Forget all handlers."""
         self.traps = [None] * 256
+        self._words[State.FAULT_HANDLER] = 0
+        self.domain.shim.set_gates(self.window, _PF, 0)
 
     def set_trap(self, vector: int, flags: int, cs: int, gva: int) -> None:
         """Set a vector's handler."""
         trap = Trap(flags, cs, gva)
         self.traps[vector] = trap
-        self.window.set_gate(vector, self.domain.shim.handler(self.window, vector), trap.dpl)
+        if vector == _PF:
+            self._words[State.FAULT_HANDLER], self._words[State.FAULT_MASKS] = gva, int(trap.masks_events)
+        self.domain.shim.set_gates(self.window, vector, trap.dpl)
 
     def register_callback(self, type_: int, flags: int, gva: int) -> None:
         """Register an entry point of the kernel. Raises XenError: EINVAL for an address that is none, ENOSYS for an unknown type."""
@@ -115,7 +156,10 @@ class PvState(Vcpu):
             raise XenError(Errno.EINVAL, f"callback at {gva:#x}")
         if type_ == CALLBACKTYPE.sysenter_deprecated:
             type_ = CALLBACKTYPE.sysenter
-        self.callbacks[type_] = Callback(gva, bool(flags & CALLBACKF_mask_events))
+        masks = bool(flags & CALLBACKF_mask_events)
+        self.callbacks[type_] = Callback(gva, masks)
+        if type_ == CALLBACKTYPE.syscall:
+            self._words[State.SYSCALL_HANDLER], self._words[State.SYSCALL_MASKS] = gva, int(masks)
 
     def unregister_callback(self, type_: int) -> None:
         """Forget an entry point. Raises XenError: EINVAL for those that a kernel must have, ENOSYS for an unknown type."""
@@ -127,7 +171,7 @@ class PvState(Vcpu):
 
     def set_kernel_stack(self, ss: int, sp: int) -> None:
         """Set the stack on which the kernel is entered from user mode."""
-        self.kernel_ss, self.kernel_sp = ss | 3, sp
+        self._words[State.KERNEL_SS], self._words[State.KERNEL_SP] = ss | 3, sp
 
     def set_upcall_vector(self, vector: int) -> None:
         """Refuse: a PV guest has no LAPIC."""
@@ -171,6 +215,8 @@ class PvState(Vcpu):
     def gs_base(self, gva: int) -> None:
         self.kvm.sregs.gs.base = gva
         self.kvm.dirty(Sync.SREGS)
+        if self.in_kernel:
+            self.domain.shim.set_caller(self.vcpu_id, gva)
 
     @property
     def kernel_gs_base(self) -> int:

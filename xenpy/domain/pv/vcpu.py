@@ -22,7 +22,6 @@ from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE, PTE_RW
-from xenpy.shim.code import STUB_SIZE, VECTORS
 from xenpy.shim.layout import WINDOW_SIZE, WRITES_MAX, Page, Port, Selector, State
 
 if TYPE_CHECKING:
@@ -56,8 +55,9 @@ class PvVcpu(Faults, Contexts):
         self._invlpg: int | None = None
         self._writes: list[int] = []
         self._ring0 = False
-        self._code_start = self.window.va + domain.shim.code.exceptions
-        self._code_end = self._code_start + STUB_SIZE * VECTORS
+        resume = domain.shim.code.resume
+        self._code_start, self._code_end = min(resume), max(resume)
+        self._held = 0, 0
         self._handlers |= {
             Exit.IO: self._on_io,
             Exit.HLT: self._on_halt,
@@ -241,15 +241,16 @@ class PvVcpu(Faults, Contexts):
         io = run.io
         ring0 = sregs.ss.dpl == 0
         rip = regs.rip
-        if ring0 and self._code_start <= rip <= self._code_end:
+        offset = rip - self.window.va
+        if ring0:
             self._ring0 = True
-            self._take_frame(io.port)
-        elif 0 <= rip - self.window.page_va(Page.ENTRY) < PAGE_SIZE and io.direction == KVM_EXIT_IO_OUT:
-            if ring0:
-                self._ring0 = True
+            if 0 <= offset - Page.ENTRY * PAGE_SIZE < PAGE_SIZE:
                 self.cs, self.ss = Selector.RING3_CS64, Selector.RING3_SS
+                self._on_call(io.port)
             else:
-                self._in_ring3()
+                self._take_frame(io.port)
+        elif 0 <= offset < WINDOW_SIZE and io.direction == KVM_EXIT_IO_OUT:
+            self._in_ring3()
             self._on_call(io.port)
         else:  # user mode of the guest, through a port that is open for the shim
             self._in_ring3()
@@ -276,16 +277,35 @@ class PvVcpu(Faults, Contexts):
 
     def _nested(self, vector: int) -> None:
         """Deal with an exception in ring 0: of IRETQ, whose frame the guest chose; any other is a bug of ours."""
-        self.domain.end(
-            Ending(
-                End.INTERNAL,
-                f"exception {vector} in the shim, frame {[hex(w) for w in self.window.stack[_FRAME - 8 :]]}",
-            )
-        )
+        regs, memory = self.kvm.regs, self.domain.memory
+        errors = vector in _ERROR_CODES
+        offset = int(regs.rsp) - self.window.page_va(Page.STACK)
+        words: list[int] = []
+        if 0 <= offset <= PAGE_SIZE - 48:
+            words = memory.view(self.window.gpa(Page.STACK), PAGE_SIZE).cast("Q")[offset // 8 + errors :].tolist()
+        else:
+            offset = int(regs.rsp) - self.window.page_va(Page.STATE)
+            if 0 <= offset <= PAGE_SIZE - 48:
+                words = self.window.state[offset // 8 + errors :].tolist()
+        fast = self.domain.shim.code.fast
+        frame = self.window.stack[_FRAME:].tolist() if words else []
+        if words and fast is not None and words[0] == self.window.va + fast.iret_user:
+            frame = self.window.state[State.USER_FRAME : State.USER_FRAME + 5].tolist()
+            regs.rax = self.window.state[State.SAVED_RAX]
+        elif not words or words[0] - self.window.va not in range(self._code_start, self._code_end):
+            detail = f"exception {vector} in the shim at {words[:1]}, rsp {int(regs.rsp):#x}, cr2 {int(self.kvm.sregs.cr2):#x}"
+            self.domain.end(Ending(End.INTERNAL, detail))
+            raise DomainDying
+        regs.rip, self.cs, regs.rflags, regs.rsp, self.ss = frame
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        self.on_bad_iret()
 
     def _on_call(self, port: int) -> None:
         regs = self.kvm.regs
-        regs.rip, regs.rflags = regs.rcx, regs.r11
+        if self.domain.shim.code.fast is not None:
+            regs.rip = self.window.state[State.RETURN]
+        else:
+            regs.rip, regs.rflags = regs.rcx, regs.r11
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
         if port == Port.HYPERCALL and self.in_kernel:
             self._hypercall()
@@ -296,7 +316,7 @@ class PvVcpu(Faults, Contexts):
         regs = self.kvm.regs
         self._replaced = False
         args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
-        self.domain.writer = self
+        self.take_over()
         result = self._call(regs.rax & _MASK32, args, wide=True)
         if not self._replaced:
             regs.rax = result & 0xFFFF_FFFF_FFFF_FFFF
@@ -304,6 +324,24 @@ class PvVcpu(Faults, Contexts):
     def _checkpoint(self) -> None:
         super()._checkpoint()
         self.domain.writer = self
+
+    def take_over(self) -> None:
+        """Be the vCPU in whose name page tables change, with its references as in-guest code has left them."""
+        self.domain.writer = self
+        now = self.kernel_l4, self.user_l4
+        if now != self._held:
+            held = self.domain.mmu.held
+            for old, new in zip(self._held, now, strict=True):
+                if old != new:
+                    if old:
+                        held[old] -= 1
+                    if new:
+                        held[new] += 1
+            self._held = now
+
+    def note_held(self) -> None:
+        """Take note that references have been taken for the present tables."""
+        self._held = self.kernel_l4, self.user_l4
 
     def _on_halt(self) -> None:
         self.domain.end(Ending(End.INTERNAL, "HLT in the shim"))
@@ -340,10 +378,12 @@ class PvVcpu(Faults, Contexts):
         """Make an L4 the kernel's."""
         self.kernel_l4 = mfn
         self._flush = True
+        self.note_held()
 
     def load_user_base(self, mfn: int) -> None:
         """Make an L4 user mode's."""
         self.user_l4 = mfn
+        self.note_held()
 
     def flush_tlb(self) -> None:
         """Drop all translations before the guest goes on."""
