@@ -16,6 +16,8 @@ if [ "${1:-}" = test ]; then
     [ -e /usr/include/xen/xen.h ] || missing="$missing libxen-dev"
     need iasl acpica-tools
     need passt passt
+    need qemu-nbd qemu-utils
+    need mke2fs e2fsprogs
 fi
 echo "need: guest kernels and busybox are fetched from Debian's and PyPI's packages into ${XENPY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xenpy}"
 [ -n "$missing" ] || exit 0
