@@ -71,8 +71,9 @@ def test_a_broken_command_breaks_nothing(console: Console) -> None:
     assert shell.run("echo well", 20).stdout == "well\n"
 
 
-def test_a_long_command_arrives_whole(console: Console) -> None:
-    text = "".join(chr(ord("a") + index % 26) for index in range(6000)) + "\t\n'\"\\$`"
+@pytest.mark.parametrize("letters", ["abcdefghijklmnopqrstuvwxyz", "é\t%\\a\n"], ids=["plain", "special"])
+def test_a_long_command_arrives_whole(console: Console, letters: str) -> None:
+    text = letters * (6000 // len(letters)) + "\t\n'\"\\$`"
     escaped = text.replace("'", "'\\''")
     done = Shell(console).run(f"printf %s '{escaped}'", 20)
     assert done.stdout == text

@@ -2,7 +2,7 @@ r"""Commands in a guest, by a shell on its console: no agent, only a POSIX sh wi
 
 A command is put into a variable of the shell, in short lines of printable ASCII, whatever the terminal and the shell's line editor are
 like; so its own quoting cannot break ours. Random marks frame its output. They are typed in two halves, so that their echo is not
-taken for them.
+taken for them; and nothing is typed while a command runs, so that its output has no echo in it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 MAX_COMMAND: Final = 256 << 10
 """Bytes; longer input is not a command but a file."""
-_PIECE: Final = 100
+_PIECE: Final = 200
 """Bytes a line, each of which may take four characters; line editors take 1000 at least, terminals 4095."""
-_LINES_AHEAD: Final = 16
+_LINES_AHEAD: Final = 8
 """So many lines are typed before the shell must have read them: a terminal drops what it cannot hold."""
 _FIRST_INTERVAL_S: Final = 1.0
 _SHOWN: Final = 60
 _INTERRUPT: Final = "\x03"
-_PLAIN: Final = frozenset(range(0x20, 0x7F)) - frozenset(b"\\%'")
+_QUOTABLE: Final = frozenset(range(0x20, 0x7F)) - frozenset(b"'")
+_PLAIN: Final = _QUOTABLE - frozenset(b"\\%")
 
 
 class Shell:
@@ -72,7 +73,7 @@ class Shell:
         return CompletedProcess(command, int(found[1]), found.before.replace("\r\n", "\n"))
 
     def _synchronize(self, timeout: float) -> None:
-        """Wait until a shell reads what is typed, and turn its echo off; type again from time to time, it may start late."""
+        """Wait until a shell reads what is typed; type again from time to time, it may start late."""
         marks: list[re.Pattern[bytes]] = []
         interval = _FIRST_INTERVAL_S
         next_try = 0.0
@@ -82,7 +83,7 @@ class Shell:
             if time.monotonic() >= next_try:
                 mark = _Mark()
                 marks.append(mark.said)
-                self._type("", f"stty -echo 2>/dev/null; {mark.say}")
+                self._type("", mark.say)
                 next_try = time.monotonic() + interval
                 interval *= 2
             return self._console.search(marks)
@@ -115,8 +116,13 @@ def _typed(command: str) -> list[str]:
     data = command.encode("utf-8", "surrogateescape")
     if b"\0" in data or len(data) > MAX_COMMAND:
         raise ConfigError(f"a command is at most {MAX_COMMAND} bytes without NUL; this one has {len(data)}")
-    words = [chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in data]
-    pieces = ["".join(words[start : start + _PIECE]) for start in range(0, len(words), _PIECE)]
+    return ["_xenpy=", *(_append(data[start : start + _PIECE]) for start in range(0, len(data), _PIECE))]
+
+
+def _append(piece: bytes) -> str:
+    """Return the line that appends a piece to the variable; only one with special characters costs the guest a process."""
+    if _QUOTABLE.issuperset(piece):
+        return f"""_xenpy="$_xenpy"'{piece.decode()}'"""
+    escaped = "".join(chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in piece)
     # The full stop keeps $(...) from dropping line ends.
-    append = [f"""_xenpy="$_xenpy$(printf '{piece}.')"; _xenpy="${{_xenpy%.}}\"""" for piece in pieces]
-    return ["_xenpy=", *append]
+    return f"""_xenpy="$_xenpy$(printf '{escaped}.')"; _xenpy="${{_xenpy%.}}\""""

@@ -1,0 +1,129 @@
+"""The API and the pytest plugin on distribution kernels: a PV guest on this machine, a PVH guest in the emulated host."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+import xenpy
+from tests.conftest import images
+from xenpy.initramfs import make_initramfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.boot
+
+KERNEL = "debian-6.12-cloud"
+CMDLINE = "console=hvc0 quiet"
+BOOT_TIMEOUT = 120
+PAGES_PER_MIB = 256
+
+
+def ramdisk() -> Path:
+    """Return an initramfs with a shell, in which the toolstack's poweroff is heard."""
+    return make_initramfs(files={"sbin/poweroff": b"#!/bin/sh\nexec /bin/poweroff -f\n"})
+
+
+@pytest.fixture(scope="module")
+def linux() -> Iterator[xenpy.Guest]:
+    kernel = images(KERNEL).kernel
+    guest = xenpy.Guest.from_kernel(
+        kernel, type="pv", name="linux", memory=256, ramdisk=ramdisk(), cmdline=CMDLINE, timeout=BOOT_TIMEOUT
+    )
+    with guest:
+        yield guest
+
+
+@pytest.mark.kvm
+class TestPv:
+    """One guest for all of them; the last shuts it down."""
+
+    def test_commands(self, linux: xenpy.Guest) -> None:
+        assert linux.run("uname -r").stdout == f"{images(KERNEL).release}\n"
+        done = linux.run("cat /sys/hypervisor/type; echo oops >&2; exit 7")
+        assert (done.returncode, done.stdout) == (7, "xen\noops\n")
+        assert linux.run("seq 3000").stdout == "".join(f"{number}\n" for number in range(1, 3001))
+
+    def test_a_long_script(self, linux: xenpy.Guest) -> None:
+        text = "0123456789abcdef'\"\\$`\t" * 200
+        script = f"cat >/tmp/text <<'end'\n{text}\nend\nwc -c </tmp/text; tail -c 5 /tmp/text"
+        assert linux.run(script).stdout == f"{len(text) + 1}\n{text[-4:]}\n"
+
+    def test_a_command_out_of_time(self, linux: xenpy.Guest) -> None:
+        with pytest.raises(xenpy.Timeout, match="no end of 'sleep 600' within"):
+            linux.run("sleep 600", timeout=2)
+        assert linux.run("echo well").stdout == "well\n"
+
+    def test_the_console_by_hand(self, linux: xenpy.Guest) -> None:
+        linux.console.sendline("echo sum $((6 * 7)); exit 3 | cat")
+        assert linux.console.expect([r"oops", r"sum (\d+)"])[1] == "42"
+
+    def test_sysrq(self, linux: xenpy.Guest) -> None:
+        linux.run("echo 8 >/proc/sys/kernel/printk; echo 1 >/proc/sys/kernel/sysrq")
+        linux.xenstore.write("control/sysrq", "h")
+        linux.console.expect("sysrq: HELP")
+        assert linux.xenstore.wait("control/sysrq", "") == ""
+
+    def test_ballooning(self, linux: xenpy.Guest) -> None:
+        pages = linux.domain.memory
+        linux.set_memory(200)
+        linux.wait_for(lambda: pages.ram_pages < 220 * PAGES_PER_MIB, what="smaller guest")
+        linux.set_memory(256)
+        linux.wait_for(lambda: pages.ram_pages > 240 * PAGES_PER_MIB, what="larger guest")
+
+    def test_a_pause(self, linux: xenpy.Guest) -> None:
+        linux.pause()
+        first = linux.registers()
+        linux.console.sendline("echo awake")
+        time.sleep(0.3)
+        assert linux.registers() == first
+        assert first.cr3
+        linux.unpause()
+        linux.console.expect("^awake")
+
+    def test_shutdown(self, linux: xenpy.Guest) -> None:
+        assert linux.shutdown().kind is xenpy.End.POWEROFF
+        with pytest.raises(xenpy.GuestEnded, match=r"linux ended \(power-off\)"):
+            linux.run("true")
+
+
+SUITE = """
+import pytest
+
+@pytest.mark.xen_guest(type="pvh", memory=256, ramdisk={ramdisk!r}, cmdline={cmdline!r}, timeout=240)
+def test_version(xen_guest):
+    done = xen_guest.run("uname -r; exit 3")
+    assert (done.returncode, done.stdout) == (3, {release!r} + "\\n")
+    code = xen_guest.registers().rip
+    assert len(xen_guest.read_memory(16, gva=code)) == 16
+    assert xen_guest.shutdown().kind.value == "power-off"
+
+@pytest.mark.xen_guest(type="pvh", memory=256, timeout=0.5)
+def test_nothing_comes_so_soon(xen_guest):
+    xen_guest.console.expect("never")
+"""
+
+
+@pytest.mark.emulated
+def test_pytest_in_the_emulated_host(tmp_path: Path) -> None:
+    suite = tmp_path / "test_guest.py"
+    release = images(KERNEL).release
+    suite.write_text(SUITE.format(ramdisk=str(ramdisk()), cmdline=CMDLINE, release=release))
+    argv = [sys.executable, "-m", "pytest", "--xen-host=emulated", f"--xen-kernel={images(KERNEL).kernel}"]
+    done = subprocess.run(
+        [*argv, "--junitxml=out/report.xml", "--xen-keep=kept", "-pno:cacheprovider"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "1 failed, 1 passed" in done.stdout
+    failure = ET.parse(tmp_path / "out" / "report.xml").find(".//failure")
+    assert failure is not None
+    assert "no output like 'never' within 0.5 s" in str(failure.text)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
