@@ -169,8 +169,8 @@ def test_unplugging_with_a_driver(services: FakeServices, driver: FakeDriver, de
     assert (driver.backend_state, driver.theirs("online"), device.did) == (S.Closing, "0", ["connect"])
     driver.switch(S.Closing)
     driver.switch(S.Closed)
+    services.until(lambda: gone == [device], "device gone")
     assert device.did == ["connect", "disconnect", "release"]
-    assert gone == [device]
     for path in (device.params.backend_path, device.params.frontend_path, device.params.toolstack_path):
         assert not services.store.exists(path)
 
@@ -179,16 +179,18 @@ def test_unplugging_with_a_driver(services: FakeServices, driver: FakeDriver, de
 def test_unplugging_without_a_driver(services: FakeServices, driver: FakeDriver, device: Device, state: S) -> None:
     driver.switch(state)
     device.unplug()
-    services.pump()
-    assert device.did == ["release"]
+    services.until(lambda: device.did == ["release"], "device gone")
+    device.close()  # is done when the other is
     assert not services.store.exists(device.params.frontend_path)
 
 
-def test_a_frontend_that_will_not_come_back_to_an_unplugged_device(driver: FakeDriver, device: Device) -> None:
+def test_a_frontend_that_will_not_come_back_to_an_unplugged_device(
+    services: FakeServices, driver: FakeDriver, device: Device
+) -> None:
     driver.switch(S.Connected)
     device.unplug()
     driver.switch(S.Initialising)
-    assert device.did == ["connect", "disconnect", "release"]
+    services.until(lambda: device.did == ["connect", "disconnect", "release"], "device gone")
 
 
 def test_a_frontend_whose_directory_is_gone(services: FakeServices, driver: FakeDriver, device: Device) -> None:

@@ -131,7 +131,8 @@ class Backend(ABC):
         self._failures = 0
         self._watch: LocalWatch | None = None
         self._scheduled = False
-        self._closed = False
+        self._closed = self._retiring = False
+        self._released = threading.Event()
 
     # -- what a kind of device says and does --------------------------------------------------------------------------
 
@@ -191,21 +192,34 @@ class Backend(ABC):
             self._schedule()
 
     def close(self) -> None:
-        """Take the device away, wanted or not, and wait until nothing of the guest's is used. The caller must not hold the lock."""
+        """Take the device away, wanted or not, and wait until nothing of the guest's or the host's is used.
+
+        The caller must not hold the lock.
+        """
         with self.services.lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self._watch is not None:
-                self._watch.cancel()
-            if self._connected:
-                self._drain(Step.CLOSE)
+            first = not self._closed
+            if first:
+                self._closed = True
+                if self._watch is not None:
+                    self._watch.cancel()
+                if self._connected:
+                    self._drain(Step.CLOSE)
             drained = self._drained
+        if not first:
+            self._released.wait()
+            return
         if drained is not None:
             drained.wait()
         with self.services.lock:
             remove_device(self.services.store, self.params)
         self.release()
+        if not self._online:
+            self.services.call_soon(self._tell_gone)
+        self._released.set()  # last: who waits for it may end the loop next
+
+    def _tell_gone(self) -> None:
+        if self.on_gone is not None:
+            self.on_gone(self)
 
     def fail(self, error: Exception) -> None:
         """End the connection because the frontend broke the protocol, or because we cannot go on; from any thread."""
@@ -235,10 +249,11 @@ class Backend(ABC):
                 step = STEPS[self.state].get(self.frontend.state())
                 if step is not None:
                     self._take(step)
-        if self.state is XenbusState.Closed and not self._online and not self._closed:
-            self.close()
-            if self.on_gone is not None:
-                self.on_gone(self)
+        if self.state is XenbusState.Closed and not self._online and not self._retiring:
+            self._retiring = True
+            # To release may take time, as for an image server that writes back what it has; not in the loop's thread.
+            name = f"{self.kind} {self.domid}/{self.params.devid} ends"
+            threading.Thread(target=self.close, name=name, daemon=True).start()
 
     def _take(self, step: Step) -> None:
         match step:
