@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from xenpy.pv.mmu.layout import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from random import Random
 
     import pytest
@@ -55,11 +57,11 @@ def get_each(frames: FrameTable, *, fresh: bool) -> None:
     for slot, entry in enumerate(entries):
         if entry & PRESENT:
             try:
-                frames.get_l1_entry(entry)
+                frames.get_unusual(entry)
             except XenError:
                 for taken in entries[:slot]:
                     if taken & PRESENT:
-                        frames.put_l1_entry(taken)
+                        frames.put_unusual(taken)
                 raise
     frames.write_entries(
         TABLE,
@@ -73,7 +75,16 @@ def put_each(frames: FrameTable) -> None:
     first = TABLE << PAGE_SHIFT - 3
     for entry in frames.memory.u64[first : first + ENTRIES].tolist():
         if entry & PRESENT:
-            frames.put_l1_entry(entry)
+            frames.put_unusual(entry)
+
+
+def outcome(run: Callable[[], None]) -> tuple[int, str]:
+    """Return errno and text of the error that something raises, 0 for none."""
+    try:
+        run()
+    except XenError as error:
+        return error.errno, str(error)
+    return 0, ""
 
 
 def state(rig: Rig, freed: list[int]) -> tuple[object, ...]:
@@ -118,18 +129,12 @@ class Both:
         for rig in self.rigs:
             rig.close()
 
-    def get(self, *, fresh: bool) -> int:
-        """Take the references on both sides; return the errno that both give."""
+    def get(self, *, fresh: bool) -> None:
+        """Take the references on both sides, which end alike."""
         fast, slow = (rig.mmu.frames for rig in self.rigs)
-        errnos = []
-        for run in (lambda: fast.get_l1_entries(TABLE, fresh=fresh), lambda: get_each(slow, fresh=fresh)):
-            try:
-                run()
-                errnos.append((0, ""))
-            except XenError as error:
-                errnos.append((int(error.errno), str(error)))
-        assert errnos[0] == errnos[1]
-        return errnos[0][0]
+        assert outcome(partial(fast.get_l1_entries, TABLE, fresh=fresh)) == outcome(
+            partial(get_each, slow, fresh=fresh)
+        )
 
     def put(self) -> None:
         self.rigs[0].mmu.frames.put_l1_entries(TABLE)
@@ -171,6 +176,24 @@ def test_giving_back_what_is_not_held(random: Random) -> None:
         both.check()
 
 
+@settings(max_examples=200, deadline=None)
+@given(random=st.randoms(use_true_random=True))
+def test_single_entries(random: Random) -> None:
+    with closing(random_case(random)) as both:
+        fast, slow = (rig.mmu.frames for rig in both.rigs)
+        for _ in range(40):
+            entry = random_entry(random, 0.05) | PRESENT
+            if random.random() < 0.5:
+                fast.put_l1_entry(entry)
+                slow.put_unusual(entry)
+            else:
+                io = random.random() < 0.1
+                assert outcome(lambda: fast.get_l1_entry(entry, io=io)) == outcome(
+                    lambda: slow.get_unusual(entry, io=io)
+                )
+        both.check()
+
+
 def test_a_full_table_of_all_that_is_usual_needs_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(PAGES)
     frames = rig.mmu.frames
@@ -182,8 +205,8 @@ def test_a_full_table_of_all_that_is_usual_needs_no_python(monkeypatch: pytest.M
     def slow(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(frames, "get_l1_entry", slow)
-    monkeypatch.setattr(frames, "put_l1_entry", slow)
+    monkeypatch.setattr(frames, "get_unusual", slow)
+    monkeypatch.setattr(frames, "put_unusual", slow)
     frames.get_l1_entries(TABLE, fresh=True)
     assert [refs_of(rig.words[index]) for index in range(6)] == [103, 103, 102, 102, 102, 0]
     assert rig.entry(TABLE, 1) & GUEST_KERNEL

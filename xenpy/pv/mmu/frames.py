@@ -27,7 +27,7 @@ from xenpy.pv.mmu.layout import (
     FrameType,
     refs_of,
 )
-from xenpy.pv.mmu.native import TableCopy
+from xenpy.pv.mmu.native import NativeEntries
 from xenpy.pv.mmu.protocols import Mappable
 from xenpy.pv.paging import PTE_RW
 
@@ -73,7 +73,7 @@ class FrameTable:
         with ffi.from_buffer(words) as array:  # `words` itself keeps the memory where it is
             first_hva = int(ffi.cast("uintptr_t", array))
         self._hva = first_hva - base * 8
-        self._copy = TableCopy(first_hva, base, len(words))
+        self._native = NativeEntries(first_hva, base, len(words))
 
     # -- words --------------------------------------------------------------------------------------------------------
 
@@ -180,6 +180,11 @@ class FrameTable:
         Raises XenError: EINVAL for bits that are not allowed, EBUSY for a frame that cannot be mapped so, EPERM for one that is not the
         guest's.
         """
+        if io or not self._native.get_one(entry):
+            self.get_unusual(entry, io=io)
+
+    def get_unusual(self, entry: int, *, io: bool = False) -> None:
+        """Do what `get_l1_entry` does without machine code, which leaves to us what it does not know."""
         if entry & L1_DISALLOWED:
             raise XenError(Errno.EINVAL, f"L1 entry {entry:#x} has bits that are not allowed")
         mfn = frame_of(entry)
@@ -195,6 +200,11 @@ class FrameTable:
 
     def put_l1_entry(self, entry: int) -> None:
         """Give back the references of a present L1 entry."""
+        if not self._native.put_one(entry):
+            self.put_unusual(entry)
+
+    def put_unusual(self, entry: int) -> None:
+        """Do what `put_l1_entry` does without machine code."""
         mfn = frame_of(entry)
         if self.base <= mfn < self.end:
             if entry & PTE_RW:
@@ -213,7 +223,7 @@ class FrameTable:
         slot = copy.get(0, held=False)
         while slot < ENTRIES:
             try:
-                self.get_l1_entry(copy.entries[slot])
+                self.get_unusual(copy.entries[slot])
             except XenError:
                 self._put_copied(slot)
                 raise
@@ -229,10 +239,10 @@ class FrameTable:
         self._put_copied(ENTRIES)
 
     def _put_copied(self, end: int) -> None:
-        copy = self._copy
+        copy = self._native
         slot = copy.put(0, end)
         while slot < end:
-            self.put_l1_entry(copy.entries[slot])
+            self.put_unusual(copy.entries[slot])
             slot = copy.put(slot + 1, end)
 
     def present(self, table: int) -> list[tuple[int, int]]:
@@ -241,9 +251,9 @@ class FrameTable:
         copy.list_present()
         return copy.listed()
 
-    def _copy_of(self, table: int) -> TableCopy:
-        self._copy.fill(self._entries(table))
-        return self._copy
+    def _copy_of(self, table: int) -> NativeEntries:
+        self._native.fill(self._entries(table))
+        return self._native
 
     def _entries(self, table: int) -> memoryview:
         first = table << _WORDS_SHIFT

@@ -55,19 +55,21 @@ _copied: Final = mem(rdi, _COPY, scale=(rsi, 8))
 
 
 class _Routines(NamedTuple):
-    """Each gets the area's address and a slot, and returns the slot where it stopped."""
+    """Each gets the area's address and the slot to start at, and returns where it stopped; `_one` get an entry, and return 1 or 0."""
 
     get: Callable[[int, int, int], int]
     """The third argument tells whether the first entry's reference is held already."""
     put: Callable[[int, int, int], int]
     """The third argument is the slot to stop at."""
+    get_one: Callable[[int, int, int], int]
+    put_one: Callable[[int, int, int], int]
     list_present: Callable[[int, int, int], int]
 
 
-class TableCopy:
-    """A copy of one table at a time, for work on the words of the frames that its entries name.
+class NativeEntries:
+    """Entries of page tables, one at a time or a copied table of them, and the words of the frames that they name.
 
-    The words of the frames `base` to `base + count` are at `words_hva`. `entries` is the copy, of 64-bit words.
+    The words of the frames `base` to `base + count` are at `words_hva`. `entries` is the copy of a table, of 64-bit words.
     """
 
     def __init__(self, words_hva: int, base: int, count: int) -> None:
@@ -79,7 +81,16 @@ class TableCopy:
         area = memoryview(ffi.buffer(self._area)).cast("B")
         self.entries = area[_COPY:_LIST].cast("Q")
         self._list = area[_LIST:].cast("H")
-        self._get, self._put, self._list_present = _routines()
+        self._routines = _routines()
+        self._get_one, self._put_one = self._routines.get_one, self._routines.put_one
+
+    def get_one(self, entry: int) -> bool:
+        """Take the reference that a present L1 entry holds; return False, having done nothing, where the caller has to decide."""
+        return self._get_one(self._hva, entry, 0) == 1
+
+    def put_one(self, entry: int) -> bool:
+        """Give back the reference that a present L1 entry holds; return False, having done nothing, where the caller has to do it."""
+        return self._put_one(self._hva, entry, 0) == 1
 
     def fill(self, table: memoryview) -> None:
         """Copy a table of 64-bit words, and forget what is listed."""
@@ -92,15 +103,15 @@ class TableCopy:
         `held` says that the reference of the first is held already. Return the slot of the first entry that the caller has to decide on,
         or ENTRIES.
         """
-        return self._get(self._hva, slot, held)
+        return self._routines.get(self._hva, slot, held)
 
     def put(self, slot: int, end: int) -> int:
         """Give back the references that L1 entries hold, from a slot on; return where the caller has to do it, or `end`."""
-        return self._put(self._hva, slot, end)
+        return self._routines.put(self._hva, slot, end)
 
     def list_present(self) -> None:
         """List the entries that are present."""
-        self._list_present(self._hva, 0, 0)
+        self._routines.list_present(self._hva, 0, 0)
 
     def listed(self) -> list[tuple[int, int]]:
         """Return the (slot, entry) pairs that have been listed since `fill`."""
@@ -111,7 +122,7 @@ class TableCopy:
 @cache
 def _routines() -> _Routines:
     a = Assembler()
-    for routine in (_get, _put, _list_present):
+    for routine in (_get, _put, _get_one, _put_one, _list_present):
         a.align(16)
         routine(a)
     code = libc.map_code("xenpy-tables", a.assemble())
@@ -129,30 +140,7 @@ def _get(a: Assembler) -> None:
     a.mov(rcx, _copied)
     a.test(cl, PTE_PRESENT)
     a.jz("get_next")
-    a.test(ecx, L1_DISALLOWED)
-    a.jnz("get_stop")
-    _find_word(a, "get_stop")
-    a.label("get_retry")
-    a.bt(rax, _OWNED_BIT)
-    a.jnc("get_stop")
-    a.bt(rax, _FULL_BIT)
-    a.jc("get_stop")
-    a.lea(rdx, mem(rax, scale=(r11, 1)))
-    a.test(cl, PTE_RW)
-    a.jz("get_exchange")
-    a.inc(rdx)
-    a.mov(r10d, eax)
-    a.and_(r10d, TYPE_MASK)
-    a.cmp(r10d, _WRITABLE)
-    a.je("get_exchange")
-    a.test(eax, COUNT_MASK)
-    a.jnz("get_stop")
-    a.mov(r10, _KEPT_UNTYPED)
-    a.and_(rdx, r10)
-    a.or_(rdx, _WRITABLE)
-    a.label("get_exchange")
-    a.lock.cmpxchg(mem(r9), rdx)
-    a.jnz("get_retry")
+    _take(a, "get", "get_stop")
 
     a.label("get_adjust")
     a.mov(rdx, rcx)
@@ -189,45 +177,39 @@ def _put(a: Assembler) -> None:
     a.mov(rcx, _copied)
     a.test(cl, PTE_PRESENT)
     a.jz("put_next")
-    _find_word(a, "put_next")
-    a.label("put_retry")
-    a.mov(rdx, rax)
-    a.test(cl, PTE_RW)
-    a.jnz("put_writable")
-    _refs(a, rax)
-    a.and_(edx, COUNT_MASK)
-    a.cmp(r10d, edx)
-    a.jbe("put_stop")  # none but those of the frame's type are held
-    a.mov(rdx, rax)
-    a.sub(rdx, r11)
-    a.jmp("put_check")
-    a.label("put_writable")
-    a.mov(r10d, eax)
-    a.and_(r10d, TYPE_MASK)
-    a.cmp(r10d, _WRITABLE)
-    a.jne("put_stop")
-    a.test(eax, COUNT_MASK)
-    a.jz("put_stop")
-    a.sub(rdx, r11)
-    a.dec(rdx)
-    a.test(edx, COUNT_MASK)
-    a.jnz("put_check")
-    a.mov(r10, _KEPT_UNTYPED)
-    a.and_(rdx, r10)
-    a.label("put_check")
-    a.bt(rdx, _OWNED_BIT)
-    a.jc("put_exchange")
-    _refs(a, rdx)
-    a.test(r10d, r10d)
-    a.jz("put_stop")  # the frame would be free
-    a.label("put_exchange")
-    a.lock.cmpxchg(mem(r9), rdx)
-    a.jnz("put_retry")
+    _give(a, "put", "put_next", "put_stop")
     a.label("put_next")
     a.inc(rsi)
     a.jmp("put_slot")
     a.label("put_stop")
     a.mov(rax, rsi)
+    a.ret()
+
+
+def _get_one(a: Assembler) -> None:
+    """Take the reference that the entry rsi holds; return whether that could be done."""
+    a.label("get_one")
+    a.mov(rcx, rsi)
+    a.mov(r11, ONE_REF)
+    _take(a, "get_one", "get_one_refused")
+    a.mov(eax, 1)
+    a.ret()
+    a.label("get_one_refused")
+    a.xor(eax, eax)
+    a.ret()
+
+
+def _put_one(a: Assembler) -> None:
+    """Give back the reference that the entry rsi holds; return whether that could be done."""
+    a.label("put_one")
+    a.mov(rcx, rsi)
+    a.mov(r11, ONE_REF)
+    _give(a, "put_one", "put_one_done", "put_one_refused")
+    a.label("put_one_done")
+    a.mov(eax, 1)
+    a.ret()
+    a.label("put_one_refused")
+    a.xor(eax, eax)
     a.ret()
 
 
@@ -243,6 +225,72 @@ def _list_present(a: Assembler) -> None:
     a.cmp(esi, ENTRIES)
     a.jb("list_slot")
     a.ret()
+
+
+def _take(a: Assembler, name: str, refused: str) -> None:
+    """Take the reference that the present entry rcx holds; rax, rdx, r9 and r10 are lost, r11 is ONE_REF."""
+    a.test(ecx, L1_DISALLOWED)
+    a.jnz(refused)
+    _find_word(a, refused)
+    a.label(f"{name}_retry")
+    a.bt(rax, _OWNED_BIT)
+    a.jnc(refused)
+    a.bt(rax, _FULL_BIT)
+    a.jc(refused)
+    a.lea(rdx, mem(rax, scale=(r11, 1)))
+    a.test(cl, PTE_RW)
+    a.jz(f"{name}_exchange")
+    a.inc(rdx)
+    a.mov(r10d, eax)
+    a.and_(r10d, TYPE_MASK)
+    a.cmp(r10d, _WRITABLE)
+    a.je(f"{name}_exchange")
+    a.test(eax, COUNT_MASK)
+    a.jnz(refused)
+    a.mov(r10, _KEPT_UNTYPED)
+    a.and_(rdx, r10)
+    a.or_(rdx, _WRITABLE)
+    a.label(f"{name}_exchange")
+    a.lock.cmpxchg(mem(r9), rdx)
+    a.jnz(f"{name}_retry")
+
+
+def _give(a: Assembler, name: str, elsewhere: str, refused: str) -> None:
+    """Give back the reference that the present entry rcx holds, likewise."""
+    _find_word(a, elsewhere)
+    a.label(f"{name}_retry")
+    a.mov(rdx, rax)
+    a.test(cl, PTE_RW)
+    a.jnz(f"{name}_writable")
+    _refs(a, rax)
+    a.and_(edx, COUNT_MASK)
+    a.cmp(r10d, edx)
+    a.jbe(refused)  # none but those of the frame's type are held
+    a.mov(rdx, rax)
+    a.sub(rdx, r11)
+    a.jmp(f"{name}_check")
+    a.label(f"{name}_writable")
+    a.mov(r10d, eax)
+    a.and_(r10d, TYPE_MASK)
+    a.cmp(r10d, _WRITABLE)
+    a.jne(refused)
+    a.test(eax, COUNT_MASK)
+    a.jz(refused)
+    a.sub(rdx, r11)
+    a.dec(rdx)
+    a.test(edx, COUNT_MASK)
+    a.jnz(f"{name}_check")
+    a.mov(r10, _KEPT_UNTYPED)
+    a.and_(rdx, r10)
+    a.label(f"{name}_check")
+    a.bt(rdx, _OWNED_BIT)
+    a.jc(f"{name}_exchange")
+    _refs(a, rdx)
+    a.test(r10d, r10d)
+    a.jz(refused)  # the frame would be free
+    a.label(f"{name}_exchange")
+    a.lock.cmpxchg(mem(r9), rdx)
+    a.jnz(f"{name}_retry")
 
 
 def _find_word(a: Assembler, elsewhere: str) -> None:
