@@ -188,9 +188,8 @@ def test_single_entries(random: Random) -> None:
                 slow.put_unusual(entry)
             else:
                 io = random.random() < 0.1
-                assert outcome(lambda: fast.get_l1_entry(entry, io=io)) == outcome(
-                    lambda: slow.get_unusual(entry, io=io)
-                )
+                native, python = partial(fast.get_l1_entry, entry, io=io), partial(slow.get_unusual, entry, io=io)
+                assert outcome(native) == outcome(python)
         both.check()
 
 

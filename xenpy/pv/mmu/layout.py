@@ -65,6 +65,15 @@ def refs_of(word: int) -> int:
     return word >> REFS_SHIFT & REFS_FIELD
 
 
+_L1_BITS: Final = OWNED | VALIDATED | TYPE_MASK
+_L1: Final = OWNED | VALIDATED | FrameType.L1 << TYPE_SHIFT
+
+
+def is_l1(word: int) -> bool:
+    """Tell whether the frame is a page table of the guest's with all of its entries checked, of level 1."""
+    return word & _L1_BITS == _L1 and word & COUNT_MASK > 0
+
+
 def is_table(word: int) -> bool:
     """Tell whether the frame is a page table with all of its entries checked."""
     return bool(word & VALIDATED) and FrameType.L1 <= type_of(word) <= FrameType.L4

@@ -24,7 +24,7 @@ from xenpy.pv.mmu.entries import (
     is_guest_address,
 )
 from xenpy.pv.mmu.frames import FrameTable
-from xenpy.pv.mmu.layout import OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType, is_table, type_of
+from xenpy.pv.mmu.layout import OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType, is_l1, is_table, type_of
 from xenpy.pv.mmu.reservation import Reservation
 from xenpy.pv.mmu.types import PageTypes
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE
@@ -127,6 +127,15 @@ class Mmu:
             del self._kernel_bases[mfn]
         self.release(mfn, checkpoint)
 
+    def moved_base(self, old: int, new: int, *, kernel: bool) -> None:
+        """Take note that in-guest code has exchanged a vCPU's reference to an L4 for one to another; 0 is none."""
+        for mfn, change in ((old, -1), (new, 1)):
+            if mfn:
+                for counter, amount in ((self.held, change), (self._kernel_bases, change * kernel)):
+                    counter[mfn] += amount
+                    if not counter[mfn]:
+                        del counter[mfn]
+
     def tables_of(self, vcpu_id: int) -> DescriptorTables:
         """Return the descriptor tables of a vCPU."""
         return self._descriptor_tables.setdefault(vcpu_id, DescriptorTables(self))
@@ -160,13 +169,12 @@ class Mmu:
         word = self.frames.word(mfn)
         if not word & OWNED or gpa & _WORD_MASK:
             raise XenError(Errno.EINVAL, f"no word at machine address {gpa:#x}")
-        kind = type_of(word)
-        if kind == FrameType.L1 and word & VALIDATED:
+        if is_l1(word):
             self._update_l1(mfn, gpa, value, preserve_ad=preserve_ad, io=io)
         elif is_table(word):
             if io:
                 raise XenError(Errno.EINVAL, "only L1 entries map I/O space")
-            self._update_upper(kind, mfn, gpa, value, checkpoint, preserve_ad=preserve_ad)
+            self._update_upper(type_of(word), mfn, gpa, value, checkpoint, preserve_ad=preserve_ad)
         else:
             self.write_plain(mfn, [(gpa >> 3, value)])
 
@@ -192,7 +200,7 @@ class Mmu:
             frames.lock(mfn)
             try:
                 word, old = frames.word(mfn), words[index]
-                gone = type_of(word) != FrameType.L1 or not word & VALIDATED
+                gone = not is_l1(word)
                 written = not gone and (expected is None or old == expected)
                 if similar and (old ^ new) & ~SIMILAR:
                     continue  # code in the guest was faster: the references differ after all
@@ -252,11 +260,9 @@ class Mmu:
         """
         if not is_guest_address(gva):
             raise XenError(Errno.EINVAL, f"address {gva:#x} is not the guest's")
-        mfn = l4
+        frames, words, mfn = self.frames, self.memory.u64, l4
         for shift in (39, 30, 21):
-            entry = (
-                self.memory.u64[(mfn << PAGE_SHIFT - 3) + (gva >> shift & ENTRIES - 1)] if self.frames.word(mfn) else 0
-            )
+            entry = words[(mfn << PAGE_SHIFT - 3) + (gva >> shift & ENTRIES - 1)] if frames.word(mfn) else 0
             if not entry & PTE_PRESENT or entry & PTE_PSE:
                 raise XenError(Errno.EINVAL, f"no L1 for address {gva:#x}")
             mfn = (entry & PTE_FRAME) >> PAGE_SHIFT
@@ -301,7 +307,7 @@ class Mmu:
     def _check_l1(self, gpa: int) -> None:
         """Raise XenError(EINVAL) unless a machine address is that of an L1 entry."""
         word = self.frames.word(gpa >> PAGE_SHIFT)
-        if not word & OWNED or gpa & _WORD_MASK or type_of(word) != FrameType.L1 or not word & VALIDATED:
+        if gpa & _WORD_MASK or not is_l1(word):
             raise XenError(Errno.EINVAL, f"machine address {gpa:#x} is in no L1")
 
     # -- plain memory -------------------------------------------------------------------------------------------------

@@ -115,8 +115,8 @@ class NativeEntries:
 
     def listed(self) -> list[tuple[int, int]]:
         """Return the (slot, entry) pairs that have been listed since `fill`."""
-        entries = self.entries
-        return [(slot, entries[slot]) for slot in self._list[: self._area[_LISTED // 8]]]
+        slots = self._list[: self._area[_LISTED // 8]].tolist()
+        return list(zip(slots, map(self.entries.__getitem__, slots), strict=True))
 
 
 @cache
