@@ -13,7 +13,6 @@ from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT
-from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import EFER_LMA, EFER_LME, PTE_FRAME
 from xenpy.shim.layout import GDT_LIMIT, Page, Selector
 
@@ -38,7 +37,8 @@ _IDT_LIMIT: Final = 4095
 _GPRS: Final = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "rip", "rsp",
 )  # fmt: skip
-_GDT_ENTRIES_MAX: Final = 14 * 512
+_ENTRIES_PER_PAGE: Final = 512
+_GDT_ENTRIES_MAX: Final = 14 * _ENTRIES_PER_PAGE
 
 
 class Contexts(PvState):
@@ -112,22 +112,16 @@ class Contexts(PvState):
         if context.gdt_ents > _GDT_ENTRIES_MAX:
             raise XenError(Errno.EINVAL, f"{context.gdt_ents} GDT entries")
         mmu = self.domain.mmu
-        held: list[int] = []
-        try:
-            frames = [int(context.gdt_frames[page]) for page in range(-(-context.gdt_ents // 512))]
-            for mfn in frames:
-                mmu.hold(mfn, FrameType.SEGDESC)
-                held.append(mfn)
-            kernel_l4 = (int(context.ctrlreg[3]) & PTE_FRAME) >> PAGE_SHIFT
-            mmu.take_base(kernel_l4, kernel=True)
-            held.append(kernel_l4)
-            user_l4 = (int(context.ctrlreg[1]) & PTE_FRAME) >> PAGE_SHIFT
-            if user_l4:
+        frames = [int(context.gdt_frames[page]) for page in range(-(-context.gdt_ents // _ENTRIES_PER_PAGE))]
+        kernel_l4, user_l4 = ((int(context.ctrlreg[number]) & PTE_FRAME) >> PAGE_SHIFT for number in (3, 1))
+        mmu.tables_of(self.vcpu_id).replace_gdt(frames)
+        mmu.take_base(kernel_l4, kernel=True)
+        if user_l4:
+            try:
                 mmu.take_base(user_l4, kernel=False)
-        except XenError:
-            for mfn in held:
-                mmu.release(mfn)
-            raise
+            except XenError:
+                mmu.drop_base(kernel_l4, kernel=True)
+                raise
         self.kernel_l4, self.user_l4 = kernel_l4, user_l4
         self.note_held()
         self._load_context(context, tuple(frames))

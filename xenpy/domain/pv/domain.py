@@ -68,6 +68,7 @@ class PvDomain(Domain):
             vcpu.set_up_processor()
             self._vcpus.append(vcpu)
         self.pv_vcpus[0].start_first(self._start)
+        self.mmu.types.flush = self._flush_all
         self.shared_info_placed(self.shared_info_mfn)
 
     def _load_kernel(self) -> None:
@@ -92,6 +93,8 @@ class PvDomain(Domain):
         self._start = start
         self.m2p = self.shim.m2p
         fill_m2p(self.m2p[: BASE_MFN + pages], BASE_MFN, start.nr_pages)
+        first = SHIM_GPA >> PAGE_SHIFT
+        self.machphys_mfns = range(first, first + (self.m2p.nbytes >> PAGE_SHIFT), 512)
         self.machphys = (self.shim.m2p_va, self.shim.m2p_va + (BASE_MFN + pages) * 8, BASE_MFN + pages - 1)
         self.mmu = Mmu(
             memory, self.shim.frames[:pages], BASE_MFN, self.m2p, store=self._store, mappable=self._mappable,
@@ -121,6 +124,11 @@ class PvDomain(Domain):
         self.memory.u64[gpa >> 3] = value
         if self.writer is not None:
             self.writer.queue_write(self.shim.direct(gpa), value)
+
+    def _flush_all(self) -> None:
+        """Have no vCPU run on with translations from before."""
+        if self.writer is not None:
+            self.writer.flush_on(None, None)
 
     def _mappable(self, mfn: int) -> Mappable:
         """Tell whether the guest may map a frame that is none of its RAM: shared_info and the grant table."""

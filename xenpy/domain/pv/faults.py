@@ -12,9 +12,11 @@ from xenpy.domain.pv.machine import GuestMachine
 from xenpy.domain.vcpu import DomainDying
 from xenpy.hypercalls.callback import CALLBACKTYPE
 from xenpy.kvm.constants import Sync
-from xenpy.memory import PAGE_SIZE
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privileged, emulate_store
 from xenpy.pv.emulate.machine import Vector
+from xenpy.pv.mmu.entries import XEN_SLOTS
+from xenpy.pv.paging import PTE_FRAME, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
 from xenpy.shim.layout import WINDOW_SIZE, Port, Selector
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 _PF_PRESENT: Final = 1 << 0
 _PF_WRITE: Final = 1 << 1
 _PF_USER: Final = 1 << 2
+_PF_RESERVED: Final = 1 << 3
+_PF_FETCH: Final = 1 << 4
+_STALE_MAX: Final = 8
+"""So often is a fault that the tables do not explain taken for one of a stale translation."""
 _DOUBLE_FAULT: Final = 8
 _NO_DEVICE: Final = 7
 _WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
@@ -113,8 +119,30 @@ class Faults(Bounces):
                 if outcome is not Outcome.UNHANDLEABLE:
                     self._finish(outcome, Vector.PF, error)
                     return
+        if self._is_stale(error, gva):
+            self.flush_tlb()
+            return
         domain.shared_info.vcpu_info[self.vcpu_id].cr2 = gva
         self.raise_trap(Vector.PF, error)
+
+    def _is_stale(self, error: int, gva: int) -> bool:
+        """Tell whether the tables permit what faulted, so that a translation from before their last change is to blame."""
+        if gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS or error & _PF_RESERVED:
+            return False
+        words = self.domain.memory.u64
+        entry = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
+        needed = PTE_PRESENT | PTE_USER | (PTE_RW if error & _PF_WRITE else 0)
+        for shift in (39, 30, 21, 12):
+            entry = words[(entry & PTE_FRAME) + (gva >> shift & 511) * 8 >> 3]
+            if entry & needed != needed or (error & _PF_FETCH and entry & PTE_NX):
+                return False
+        here = int(self.kvm.regs.rip), gva
+        self._stale_again = self._stale_again + 1 if here == self._stale_at else 0
+        self._stale_at = here
+        return self._stale_again < _STALE_MAX
+
+    _stale_at = 0, 0
+    _stale_again = 0
 
     def _write_entry(self, gva: int, old: int, new: int) -> bool:
         return self.domain.mmu.emulate_write(self.translate(gva), old, new, compare=True)
@@ -184,13 +212,12 @@ class Faults(Bounces):
     def new_base(self, mfn: int) -> None:
         """Run the kernel on other tables, as MMUEXT_NEW_BASEPTR. Raises XenError."""
         mmu = self.domain.mmu
-        if mfn != self.kernel_l4:
+        old = self.kernel_l4
+        if mfn != old:
             mmu.take_base(mfn, self._checkpoint, kernel=True)
-            old = self.kernel_l4
-            self.load_base(mfn)
-            mmu.release(old, self._checkpoint)
-        else:
-            self.flush_tlb()
+        self.load_base(mfn)
+        if mfn != old:
+            mmu.drop_base(old, self._checkpoint, kernel=True)
 
     def take_over(self) -> None:
         """Be the vCPU in whose name page tables change."""

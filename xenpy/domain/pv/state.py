@@ -9,7 +9,6 @@ from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT
-from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import is_canonical
 from xenpy.shim.layout import GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
 
@@ -79,8 +78,6 @@ class PvState(Vcpu):
         self.dr7 = _DR7_DEFAULT
         self.dr6 = _DR6_DEFAULT
         self.tsc_aux = 0
-        self._gdt: tuple[int, ...] = ()
-        self._ldt: tuple[int, ...] = ()
 
     # -- what in-guest code shares ------------------------------------------------------------------------------------
 
@@ -253,7 +250,8 @@ class PvState(Vcpu):
     def descriptor(self, selector: int) -> int:
         """Return the descriptor that a selector names, 0 if there is none."""
         index = selector >> 3
-        frames = self._ldt if selector & 4 else self._gdt
+        tables = self.domain.mmu.tables_of(self.vcpu_id)
+        frames = tables.ldt if selector & 4 else tables.gdt
         page = index // _ENTRIES_PER_PAGE
         if selector < 4 or page >= len(frames) or not frames[page]:
             return 0
@@ -262,24 +260,13 @@ class PvState(Vcpu):
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         """Load the guest's part of the GDT."""
         del entries  # what is beyond them is in none of the frames
-        self._gdt = mfns
         self._show(Page.GDT, GDT_GUEST_PAGES, mfns)
 
     def set_ldt(self, gva: int, entries: int) -> None:
         """Load the LDT, which is empty with 0 entries."""
-        mmu = self.domain.mmu
-        mfns = []
-        try:
-            for page in range(-(-entries // _ENTRIES_PER_PAGE)):
-                mfn = self.translate(gva + (page << PAGE_SHIFT)) >> PAGE_SHIFT
-                mmu.hold(mfn, FrameType.SEGDESC)
-                mfns.append(mfn)
-        except XenError:
-            self.domain.log("ldt", f"LDT at {gva:#x} with {entries} entries: no such pages")
-        old, self._ldt = self._ldt, tuple(mfns)
-        self._show(Page.LDT, LDT_PAGES, self._ldt)
-        for mfn in old:
-            mmu.release(mfn)
+        del gva, entries  # the pages are known by their frames
+        mfns = self.domain.mmu.tables_of(self.vcpu_id).ldt
+        self._show(Page.LDT, LDT_PAGES, mfns)
         limit = len(mfns) * 4096 - 1
         base = self.window.page_va(Page.LDT)
         self.window.set_system_descriptor(Selector.LDT, _LDT_TYPE if mfns else 0, base, max(limit, 0))

@@ -330,13 +330,9 @@ class PvVcpu(Faults, Contexts):
         self.domain.writer = self
         now = self.kernel_l4, self.user_l4
         if now != self._held:
-            held = self.domain.mmu.held
-            for old, new in zip(self._held, now, strict=True):
+            for old, new, kernel in zip(self._held, now, (True, False), strict=True):
                 if old != new:
-                    if old:
-                        held[old] -= 1
-                    if new:
-                        held[new] += 1
+                    self.domain.mmu.moved_base(old, new, kernel=kernel)
             self._held = now
 
     def note_held(self) -> None:
