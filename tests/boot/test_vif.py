@@ -1,4 +1,4 @@
-"""A distribution's netfront over user networking: an address by DHCP, then a file from a server on the host's own loopback."""
+"""A distribution's netfront with two queues over user networking: DHCP, files from and to the host's own loopback."""
 
 from __future__ import annotations
 
@@ -24,28 +24,46 @@ pytestmark = [pytest.mark.boot, pytest.mark.emulated]
 
 KERNEL = "debian-6.12-cloud"
 PORT = 8080
+SIZE = 2 << 20
+MSS = 1460
 BOOT_TIMEOUT = 120
 LEASE = b"""#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add "$ip/$mask" dev "$interface"
-ip link set "$interface" mtu "${mtu:-1500}"
 ip route add default via "$router"
 echo "lease $ip/$mask via $router mtu $mtu"
 """
 FETCH = f"""
+fetch() {{
+    wget -q -O /tmp/file http://10.0.2.2:{PORT}/file && echo "$1 $(sha256sum </tmp/file | cut -d ' ' -f 1)"
+}}
 echo "address $(cat /sys/class/net/eth0/address)"
+echo "queues $(ls /sys/class/net/eth0/queues | xargs)"
 ip link set eth0 up
 udhcpc -i eth0 -n -q -f -s /etc/lease
-wget -q -O /tmp/file http://10.0.2.2:{PORT}/file && echo "sum $(sha256sum </tmp/file | cut -d ' ' -f 1)"
+fetch small
+echo "packets $(cat /sys/class/net/eth0/statistics/rx_packets)"
+ip link set eth0 mtu 65520
+fetch large
+base64 </tmp/file >/tmp/text  # wget posts no zero bytes
+echo "upload $(wget -q -O - --post-file /tmp/text http://10.0.2.2:{PORT}/cgi-bin/sum)"
 dmesg | grep -E 'BUG:|cut here|Oops' | sed 's/^/complaint /'
+"""
+SUM = """#!/bin/sh
+echo
+head -c "$CONTENT_LENGTH" | base64 -d | sha256sum | cut -d ' ' -f 1
 """
 
 
-def test_fetches_a_file_from_the_hosts_loopback(emulated_host: EmulatedHost, tmp_path: Path) -> None:
+def test_fetches_and_sends_files_over_user_networking(emulated_host: EmulatedHost, tmp_path: Path) -> None:
     if shutil.which("passt") is None:
         pytest.skip("passt is not installed")
-    content = os.urandom(4 << 20)
+    content = os.urandom(SIZE)
+    digest = hashlib.sha256(content).hexdigest()
     (tmp_path / "file").write_bytes(content)
+    (tmp_path / "cgi-bin").mkdir()
+    (tmp_path / "cgi-bin" / "sum").write_text(SUM)
+    (tmp_path / "cgi-bin" / "sum").chmod(0o755)
     kernel = images(KERNEL)
     ramdisk = make_initramfs(command=FETCH, images=kernel, modules=["xen-netfront"], files={"etc/lease": LEASE})
     config = tmp_path / "guest.cfg"
@@ -53,12 +71,17 @@ def test_fetches_a_file_from_the_hosts_loopback(emulated_host: EmulatedHost, tmp
         f'name = "net"\ntype = "pvh"\nmemory = 256\nkernel = "{kernel.kernel}"\nramdisk = "{ramdisk}"\n'
         "cmdline = \"console=hvc0 quiet panic=1\"\nvif = ['mac=00:16:3e:01:02:03']\n"
     )
-    server = shlex.join([str(busybox()), "httpd", "-p", f"127.0.0.1:{PORT}", "-h", str(tmp_path)])
     guest = shlex.join([sys.executable, "-m", "xenpy", "run", str(config), "--timeout", str(BOOT_TIMEOUT)])
+    server = shlex.join([str(busybox()), "httpd", "-p", f"127.0.0.1:{PORT}", "-h", str(tmp_path)])
     result = emulated_host.run(["sh", "-c", f"{server} && exec {guest}"], timeout=BOOT_TIMEOUT + 30)
     console = [line.strip() for line in result.stdout.decode(errors="replace").splitlines()]
     assert result.returncode == 0, (console, result.stderr)
     assert "address 00:16:3e:01:02:03" in console
+    assert "queues rx-0 tx-0" in console
     assert "lease 10.0.2.15/24 via 10.0.2.2 mtu 65520" in console
-    assert f"sum {hashlib.sha256(content).hexdigest()}" in console, (console, result.stderr)
+    assert f"small {digest}" in console, (console, result.stderr)
+    (packets,) = (int(line.split()[1]) for line in console if line.startswith("packets "))
+    assert packets < SIZE // MSS, "segments were joined on their way to the guest"
+    assert f"large {digest}" in console, (console, result.stderr)
+    assert f"upload {digest}" in console, (console, result.stderr)
     assert not [line for line in console if line.startswith("complaint")]
