@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.boot, pytest.mark.kvm]
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "testing.md"
 TEXT = DOCUMENT.read_text()
 _BLOCK = re.compile(
-    r"^## (?P<title>[^\n]+)$|^(?P<note><!-- [^\n]+ -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^## (?P<title>[^\n]+)$|^(?P<note><!-- [^\n]+ -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 
 

@@ -167,6 +167,9 @@ def test_registers_of_the_dead(talker: xenpy.Guest) -> None:
     talker.close()
     with pytest.raises(xenpy.GuestEnded, match="is closed"):
         talker.registers()
+    with pytest.raises(xenpy.GuestEnded, match="cannot be paused"):
+        talker.pause()
+    talker.unpause()
 
 
 def test_xenstore(talker: xenpy.Guest) -> None:

@@ -152,11 +152,13 @@ class Guest:
 
     def pause(self) -> None:
         """Stop all vCPUs; none executes guest code any more when this returns. Time goes on."""
+        self._check_alive("and cannot be paused")
         self._processors.pause()
 
     def unpause(self) -> None:
         """Let the vCPUs run again."""
-        self._processors.unpause()
+        if self.ending is None:
+            self._processors.unpause()
 
     def shutdown(self, how: str = "poweroff", timeout: float | None = None) -> Ending:
         """Ask the guest's kernel to end, wait until it has, and return how; `how` is poweroff, reboot, halt or suspend.

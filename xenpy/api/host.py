@@ -94,6 +94,7 @@ class Host:
         with self._closing:
             if self._closed:
                 return
+            self.call(lambda: None)  # a guest whose maker was interrupted may still be under construction
             for guest in list(self.guests):
                 guest.release()
             self._closed = True

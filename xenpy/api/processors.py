@@ -73,8 +73,6 @@ class Processors:
         domain = self._domain
         if domain.paused:
             return
-        if domain.ending is not None:
-            raise self._progress.ended("and cannot be paused")
         if not self._running():
             domain.pause()
             return
@@ -126,10 +124,11 @@ class Processors:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the vCPUs from running meanwhile; they stay paused if they were, and may have ended."""
-        if self._domain.paused or self._domain.ending is not None:
+        if self._domain.paused:
             yield
             return
-        self.pause()
+        with suppress(GuestEnded):  # and stands still for good
+            self.pause()
         try:
             yield
         finally:
