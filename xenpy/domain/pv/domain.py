@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenpy.builder.pv import build_pv, fill_m2p, set_event_channels
+from xenpy.builder.pv_patch import make_patches
 from xenpy.builder.pv_stubs import pv_hypercall_page
 from xenpy.domain.areas import place_time
 from xenpy.domain.domain import Domain
@@ -26,6 +27,8 @@ from xenpy.shim.memory import Shim
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from xenpy.builder.kernel import KernelImage
+
 BASE_MFN: Final = 1 << 20
 """The first of the guest's frames: above 4 GiB, out of the way of all that is special below."""
 POOL_GPA: Final = 0x2000_0000
@@ -38,6 +41,8 @@ class PvDomain(Domain):
     """A PV domain."""
 
     is_pv = True
+    shim_patch = True
+    """Whether the kernel's hypercalls may be made calls of in-guest code."""
     shim_fast = True
     """Whether in-guest code may carry out hypercalls by itself; to be set before the domain is built."""
 
@@ -88,6 +93,7 @@ class PvDomain(Domain):
                 memory, kernel, base_mfn=BASE_MFN, size=size, shared_info_mfn=self.shared_info_mfn,
                 nr_pages=(config.memory_mib << 20) >> PAGE_SHIFT, cmdline=config.cmdline, ramdisk=config.ramdisk,
             )  # fmt: skip
+            self._patch(kernel)
         if start.hypercall_page_gpa is not None:
             memory.write(start.hypercall_page_gpa, pv_hypercall_page())
         self._start = start
@@ -103,6 +109,16 @@ class PvDomain(Domain):
         self.mmu.adopt(start.tables, start.pt_base_mfn, start.nr_pages)
         self.store_gfn, self.console_gfn = start.store_mfn, start.console_mfn
         self.e820 = [(0, size, _E820_RAM)]
+
+    def _patch(self, kernel: KernelImage) -> None:
+        """Have the kernel call in-guest code without SYSCALL, where that can be."""
+        fast = self.shim.code.fast
+        if fast is None or not self.shim_patch:
+            return
+        offset = (BASE_MFN << PAGE_SHIFT) - (kernel.notes.paddr_offset or 0)
+        window = self.shim.windows[0].va
+        for patch in make_patches(kernel, window + fast.from_call, window + fast.from_iret):
+            self.memory.write(patch.paddr + offset, patch.data)
 
     @property
     def pv_vcpus(self) -> Sequence[PvVcpu]:
