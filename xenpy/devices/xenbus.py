@@ -132,7 +132,7 @@ class Backend(ABC):
         self._watch: LocalWatch | None = None
         self._scheduled = False
         self._closed = self._retiring = False
-        self._released = threading.Event()
+        self._withdrawn = threading.Event()
 
     # -- what a kind of device says and does --------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class Backend(ABC):
                     self._drain(Step.CLOSE)
             drained = self._drained
         if not first:
-            self._released.wait()
+            self._withdrawn.wait()
             return
         if drained is not None:
             drained.wait()
@@ -215,7 +215,7 @@ class Backend(ABC):
         self.release()
         if not self._online:
             self.services.call_soon(self._tell_gone)
-        self._released.set()  # last: who waits for it may end the loop next
+        self._withdrawn.set()  # last: who waits for it may end the loop next
 
     def _tell_gone(self) -> None:
         if self.on_gone is not None:
