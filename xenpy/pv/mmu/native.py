@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xenpy import libc
 from xenpy.abi._libc import ffi
 from xenpy.asm import Assembler, mem
-from xenpy.asm.registers import Reg, cl, eax, ecx, edx, esi, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi, si
+from xenpy.asm.registers import Reg, cl, eax, ecx, edx, esi, r8, r9, r10, r10d, r11, rax, rcx, rdi, rdx, rsi
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.mmu.entries import ENTRIES, GUEST_KERNEL, L1_DISALLOWED
 from xenpy.pv.mmu.layout import (
@@ -43,15 +43,14 @@ _KERNEL_BIT: Final = GUEST_KERNEL.bit_length() - 1
 _FRAME_TOP: Final = 64 - PTE_FRAME.bit_length()
 """How far a frame's number is from the top of an entry, in bits."""
 
-# The area that the routines get in rdi, offsets in bytes.
-_WORDS, _BASE, _COUNT, _LISTED = range(
-    0, 32, 8
-)  # address of the first word, its mfn, how many there are; length of the list
-_COPY: Final = 32
-_LIST: Final = _COPY + 8 * ENTRIES  # slots of 16 bits
-_AREA_WORDS: Final = (_LIST + 2 * ENTRIES) // 8
+# The area that the routines get in rdi, in words: where the frame table is, its first mfn and length; how many words are in the list;
+# the copy; the list, of a slot and its entry each.
+_WORDS, _BASE, _COUNT, _LISTED, _COPY = range(5)
+_LIST: Final = _COPY + ENTRIES
+_AREA_WORDS: Final = _LIST + 2 * ENTRIES
+_WORD: Final = 8
 
-_copied: Final = mem(rdi, _COPY, scale=(rsi, 8))
+_copied: Final = mem(rdi, _COPY * _WORD, scale=(rsi, _WORD))
 
 
 class _Routines(NamedTuple):
@@ -75,12 +74,12 @@ class NativeEntries:
     def __init__(self, words_hva: int, base: int, count: int) -> None:
         self._area = ffi.new("uint64_t[]", _AREA_WORDS)
         self._hva = int(ffi.cast("uintptr_t", self._area))
-        self._area[_WORDS // 8] = words_hva
-        self._area[_BASE // 8] = base
-        self._area[_COUNT // 8] = count
-        area = memoryview(ffi.buffer(self._area)).cast("B")
-        self.entries = area[_COPY:_LIST].cast("Q")
-        self._list = area[_LIST:].cast("H")
+        self._area[_WORDS] = words_hva
+        self._area[_BASE] = base
+        self._area[_COUNT] = count
+        area = memoryview(ffi.buffer(self._area)).cast("B").cast("Q")
+        self.entries = area[_COPY:_LIST]
+        self._list = area[_LIST:]
         self._routines = _routines()
         self._get_one, self._put_one = self._routines.get_one, self._routines.put_one
 
@@ -95,7 +94,7 @@ class NativeEntries:
     def fill(self, table: memoryview) -> None:
         """Copy a table of 64-bit words, and forget what is listed."""
         self.entries[:] = table
-        self._area[_LISTED // 8] = 0
+        self._area[_LISTED] = 0
 
     def get(self, slot: int, *, held: bool) -> int:
         """Take the references that L1 entries hold and adjust the entries of the copy, from a slot on; list those that change.
@@ -115,8 +114,8 @@ class NativeEntries:
 
     def listed(self) -> list[tuple[int, int]]:
         """Return the (slot, entry) pairs that have been listed since `fill`."""
-        slots = self._list[: self._area[_LISTED // 8]].tolist()
-        return list(zip(slots, map(self.entries.__getitem__, slots), strict=True))
+        words = self._list[: self._area[_LISTED]].tolist()
+        return list(zip(words[::2], words[1::2], strict=True))
 
 
 @cache
@@ -130,7 +129,7 @@ def _routines() -> _Routines:
 
 
 def _get(a: Assembler) -> None:
-    """Take the references that entries hold and adjust the entries, from slot rsi on; list the slots of those that change."""
+    """Take the references that entries hold and adjust the entries, from slot rsi on; list those that change."""
     a.label("get")
     a.mov(r11, ONE_REF)
     a.mov(rcx, _copied)
@@ -156,7 +155,7 @@ def _get(a: Assembler) -> None:
     a.cmp(rcx, rdx)
     a.je("get_next")
     a.mov(_copied, rcx)
-    _append_slot(a)
+    _append(a)
     a.label("get_next")
     a.inc(esi)
     a.cmp(esi, ENTRIES)
@@ -214,16 +213,16 @@ def _put_one(a: Assembler) -> None:
 
 
 def _list_present(a: Assembler) -> None:
-    """List the slots of the entries that are present."""
+    """List the entries that are present, from slot rsi on."""
     a.label("list_present")
-    a.label("list_slot")
-    a.test(_copied, PTE_PRESENT, size=1)
+    a.mov(rcx, _copied)
+    a.test(cl, PTE_PRESENT)
     a.jz("list_next")
-    _append_slot(a)
+    _append(a)
     a.label("list_next")
     a.inc(esi)
     a.cmp(esi, ENTRIES)
-    a.jb("list_slot")
+    a.jb("list_present")
     a.ret()
 
 
@@ -298,11 +297,11 @@ def _find_word(a: Assembler, elsewhere: str) -> None:
     a.mov(r9, rcx)
     a.shl(r9, _FRAME_TOP)
     a.shr(r9, _FRAME_TOP + PAGE_SHIFT)
-    a.sub(r9, mem(rdi, _BASE))
-    a.cmp(r9, mem(rdi, _COUNT))
+    a.sub(r9, mem(rdi, _BASE * _WORD))
+    a.cmp(r9, mem(rdi, _COUNT * _WORD))
     a.jae(elsewhere)
     a.shl(r9, 3)
-    a.add(r9, mem(rdi, _WORDS))
+    a.add(r9, mem(rdi, _WORDS * _WORD))
     a.mov(rax, mem(r9))
 
 
@@ -313,8 +312,9 @@ def _refs(a: Assembler, word: Reg) -> None:
     a.and_(r10d, REFS_FIELD)
 
 
-def _append_slot(a: Assembler) -> None:
-    """Append rsi to the list."""
-    a.mov(rax, mem(rdi, _LISTED))
-    a.mov(mem(rdi, _LIST, scale=(rax, 2)), si)
-    a.inc(mem(rdi, _LISTED), size=8)
+def _append(a: Assembler) -> None:
+    """Append slot rsi with entry rcx to the list."""
+    a.mov(rax, mem(rdi, _LISTED * _WORD))
+    a.mov(mem(rdi, _LIST * _WORD, scale=(rax, _WORD)), rsi)
+    a.mov(mem(rdi, (_LIST + 1) * _WORD, scale=(rax, _WORD)), rcx)
+    a.add(mem(rdi, _LISTED * _WORD), 2, size=_WORD)
