@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from xenpy.shim.code import Guest
 
 _IRET: Final = 23
+_RFLAGS_TF_BIT: Final = 8
 RFLAGS_IF_BIT: Final = 9
 _RFLAGS_SET: Final = 1 << 1 | 1 << RFLAGS_IF_BIT
 _RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
@@ -141,6 +142,8 @@ class Modes:
         a.test(mem(rsp, _IRET_FLAGS), -1, size=4)
         a.jnz("iret_by_us")
         a.mov(r11, mem(rsp, _IRET_RFLAGS))
+        a.bt(r11, _RFLAGS_TF_BIT)
+        a.jc("iret_by_us")  # RET would be the step, not the instruction that it leads to
         a.bt(r11, RFLAGS_IF_BIT)
         a.jnc("iret_masked")
         a.cmp(mem(rax, _PENDING), 0, size=1)
