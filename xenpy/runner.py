@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from xenpy import log
 from xenpy.config.model import Action
@@ -37,16 +37,35 @@ _RESTARTS: Final = (Action.RESTART, Action.RENAME_RESTART, Action.COREDUMP_RESTA
 _CORE_DUMPS: Final = (Action.COREDUMP_DESTROY, Action.COREDUMP_RESTART)
 
 
+class Observer(Protocol):
+    """Somebody who hears of the guest that runs."""
+
+    def created(self, guest: Guest) -> None:
+        """Take note of a guest that does not run yet: the first, and one for every reboot."""
+
+    def output(self, data: bytes) -> None:
+        """Take note of what the guest wrote to its console."""
+
+
 class Runner:
     """Runs `config` with the terminal as its console.
 
-    `timeout_s` bounds the whole run; `events` prints one JSON line on stderr for each thing that happens to the domain.
+    `timeout_s` bounds the whole run; `events` prints one JSON line on stderr for each thing that happens to the domain; `observer` hears of
+    each guest.
     """
 
-    def __init__(self, config: DomainConfig, *, timeout_s: float | None = None, events: bool = False) -> None:
+    def __init__(
+        self,
+        config: DomainConfig,
+        *,
+        timeout_s: float | None = None,
+        events: bool = False,
+        observer: Observer | None = None,
+    ) -> None:
         self._config = config
         self._timeout_s = timeout_s
         self._events = events
+        self._observer = observer
         self._host = Host()
         self._host.on_end = self._on_end
         self._terminal = Terminal(self._host.loop, self._on_escape)
@@ -76,13 +95,21 @@ class Runner:
     # -- the guest ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._guest = self._host.create(self._config, self._terminal.sink)
+        self._guest = self._host.create(self._config, self._sink)
+        if self._observer is not None:
+            self._observer.created(self._guest)
         self._guest.domain.on_emergency_output = self._on_emergency_output
         self._event("created", domid=self._guest.domain.domid)
         self._terminal.attach(self._guest.console)
         self._started = time.monotonic()
         self._guest.start()
         self._event("started", domid=self._guest.domain.domid)
+
+    def _sink(self, data: bytes) -> int:
+        taken = self._terminal.sink(data)
+        if self._observer is not None:
+            self._observer.output(data[:taken])
+        return taken
 
     def _on_emergency_output(self, data: bytes) -> None:
         if log.verbose:
@@ -93,7 +120,10 @@ class Runner:
         self._terminal.attach(None)
         if self._guest is not None:
             self._guest.domain.wait_closed(2)
-            self._terminal.write_all(self._guest.console.drain())
+            rest = self._guest.console.drain()
+            if self._observer is not None:
+                self._observer.output(rest)
+            self._terminal.write_all(rest)
 
     def _on_end(self, domain: Domain) -> None:
         if self._code is not None or self._guest is None or domain is not self._guest.domain:

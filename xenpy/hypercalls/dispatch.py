@@ -50,7 +50,8 @@ class Hypercall:
 
     def __init__(self, number: int, name: str, *, struct_arg: int = 1) -> None:
         self.name = name
-        self._struct_arg = struct_arg
+        self.struct_arg = struct_arg
+        """Which argument points to the structure."""
         self.ops: dict[int, Op] = {}
         self._handlers: dict[int, tuple[Handler, str, bool]] = {}
         _register(number, name, self)
@@ -79,7 +80,7 @@ class Hypercall:
         handler, tag, out = entry
         if not tag:
             return handler(call)
-        gva = call.args[self._struct_arg]
+        gva = call.args[self.struct_arg]
         argument = call.struct(tag, gva)
         result = handler(call, argument)
         if out and not (result is not None and result < 0):
@@ -122,17 +123,22 @@ def load() -> None:
         import_module(f"xenpy.hypercalls.{name}")
 
 
-def dispatch(call: Call) -> int:
-    """Carry out a hypercall and return what its return register will hold, negative errnos included.
+def carry_out(call: Call) -> int:
+    """Carry out a hypercall and return its value. Raises XenError where `dispatch` returns a negative errno for a handler's refusal.
 
-    Only XenError is caught: anything else is a bug of ours, which the domain reports and survives.
+    Only XenError is expected: anything else is a bug of ours, which the domain reports and survives.
     """
     function = HYPERCALLS.get(call.nr)
     if function is None:
         call.domain.log(f"hypercall.{call.nr}", f"hypercall {call.nr} is not implemented, answered -ENOSYS")
         return -Errno.ENOSYS
+    return function(call) or 0
+
+
+def dispatch(call: Call) -> int:
+    """Carry out a hypercall and return what its return register will hold, negative errnos included."""
     try:
-        return function(call) or 0
+        return carry_out(call)
     except XenError as error:
         return -error.errno
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from xenpy.pv.evtchn.port import Delivery
 
+    Deliver = Callable[[Port], None]
+
 _PORTS_PER_BUCKET: Final = 64
 """The table grows by so many ports, all of which are valid (and closed) from then on, as in Xen."""
 
@@ -45,13 +47,27 @@ class PortTable:
         self._virqs: list[list[Port | None]] = [[None] * NR_VIRQS for _ in range(nr_vcpus)]
         self._first_free = 1  # no free port has a lower number; 0 is never handed out
         self._dying = False
+        self._interposed: list[Callable[[Deliver], Deliver]] = []
         self._deliver_by(delivery)
         self._grow()
 
     def _deliver_by(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        self.deliver = delivery.set_pending
+        self.deliver: Deliver = delivery.set_pending
         """Make an event pending on one of the domain's ports."""
+        for wrap in self._interposed:
+            self.deliver = wrap(self.deliver)
+
+    def interpose(self, wrap: Callable[[Deliver], Deliver]) -> Callable[[], None]:
+        """Have events delivered by `wrap(deliver)`, whichever ABI is in use, until what this returns is called: for traces and faults."""
+        self._interposed.append(wrap)
+        self._deliver_by(self._delivery)
+
+        def undo() -> None:
+            self._interposed.remove(wrap)
+            self._deliver_by(self._delivery)
+
+        return undo
 
     # -- ports --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from xenpy.memory import Frame, GuestMemory
-    from xenpy.pv.gnttab.pins import Pin
+    from xenpy.pv.gnttab.pins import Pin, Use
 
 MAPTRACK_PER_FRAME: Final = 256
 """Handles a guest gets for each of its max_maptrack_frames. Ref: PAGE_SIZE over Xen's 16-byte struct grant_mapping"""
@@ -94,7 +94,7 @@ class GrantMapping:
 
     __slots__ = ("_pin", "hva", "readonly", "view")
 
-    def __init__(self, pin: Pin) -> None:
+    def __init__(self, pin: Use) -> None:
         try:
             view, self.hva = pin.view()
         except GrantError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from xenpy.abi.grant_table import GNTST, GTF_reading, GTF_writing
 from xenpy.errors import XenError
@@ -84,6 +84,34 @@ class Pin:
             self._pins = None
         if self.inner is not None:
             self.inner.release()
+
+
+class Use(Protocol):
+    """One use of a grant, as those see it who make it: a Pin, or what stands before one."""
+
+    @property
+    def gref(self) -> int:
+        """Return the grant reference."""
+
+    @property
+    def readonly(self) -> bool:
+        """Tell whether the use is for reading only."""
+
+    def view(self) -> tuple[memoryview, int]:
+        """Return a live view of the page, and our address of it. Raises GrantError."""
+
+    def part(self, offset: int, size: int) -> memoryview:
+        """Return a live view of part of the page. Raises GrantError."""
+
+    def release(self) -> None:
+        """End the use; idempotent."""
+
+
+class MakeUse(Protocol):
+    """Uses a grant, as `Pins.pin` does."""
+
+    def __call__(self, gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
+        """Use a grant on behalf of domain `domid`. Raises GrantError."""
 
 
 class Pins:

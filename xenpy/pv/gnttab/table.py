@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from xenpy.memory import Frame, FramePool, GuestMemory
     from xenpy.pv.gnttab.mapping import Mapper
+    from xenpy.pv.gnttab.pins import MakeUse
     from xenpy.pv.gnttab.shared import GrantTableState
 
 DEFAULT_MAX_FRAMES: Final = 64
@@ -60,6 +61,8 @@ class GrantTable:
         self._lookup = lookup
         self._shared = SharedTable(frames, max_frames)
         self._pins = Pins(domid, self._shared, memory, self._pins_of)
+        self.make_use: MakeUse = self._pins.pin
+        """Uses a grant for a backend; an attribute, for traces and faults to take its place."""
         self._frame_number = frame_number or self._gfn_of
         self._mapper = mapper or HvmMapper(memory)
         self._max_handles = max_maptrack_frames * MAPTRACK_PER_FRAME
@@ -210,11 +213,11 @@ class GrantTable:
 
     def map_page(self, domid: int, gref: int, *, readonly: bool = False) -> GrantMapping:
         """Map a grant of this domain's into ourselves, on behalf of a backend in domain `domid`. Raises GrantError."""
-        return GrantMapping(self._pins.pin(gref, domid, readonly=readonly, mapping=True))
+        return GrantMapping(self.make_use(gref, domid, readonly=readonly, mapping=True))
 
     def read(self, domid: int, gref: int, offset: int, size: int) -> bytes:
         """Copy bytes out of a granted page, of which the grant may cover a part. Raises GrantError."""
-        pin = self._pins.pin(gref, domid, readonly=True, mapping=False)
+        pin = self.make_use(gref, domid, readonly=True, mapping=False)
         try:
             return bytes(pin.part(offset, size))
         finally:
@@ -222,7 +225,7 @@ class GrantTable:
 
     def write(self, domid: int, gref: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Copy bytes into a granted page, of which the grant may cover a part. Raises GrantError."""
-        pin = self._pins.pin(gref, domid, readonly=False, mapping=False)
+        pin = self.make_use(gref, domid, readonly=False, mapping=False)
         try:
             pin.part(offset, len(data))[:] = data
         finally:

@@ -77,6 +77,8 @@ class Xenstore(Client):
         self.domains[DOM0].introduced = True
         self.special_perms: dict[str, Perms] = dict.fromkeys(SPECIAL_PATHS, DOM0_ONLY)
         self.trace_requests = False
+        self.serve: Callable[[Connection, Message], bytes] = requests.dispatch
+        """Returns the payload that answers a request, or raises XenError; an attribute, for traces and faults to take its place."""
         super().__init__(self)
         self.mkdir("/tool/xenstored")
 
@@ -95,7 +97,7 @@ class Xenstore(Client):
     def handle(self, connection: Connection, request: Message) -> None:
         """Answer one request, then deliver the events that it caused."""
         try:
-            payload = requests.dispatch(connection, request)
+            payload = self.serve(connection, request)
             if len(payload) > XENSTORE_PAYLOAD_MAX:
                 raise XenError(Errno.E2BIG, "reply")
         except XenError as error:

@@ -6,10 +6,13 @@ Ref: docs/misc/xenstore.txt "Watches"
 from __future__ import annotations
 
 from itertools import count
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from xenpy.pv.xenstore.paths import parent
 from xenpy.pv.xenstore.tree import Access, Caller, Perms, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Sink(Protocol):
@@ -54,6 +57,8 @@ class WatchTable:
         self._by_path: dict[str, list[Watch]] = {}
         self._order = count()
         self._pending: list[tuple[Watch, str]] = []
+        self.hand: Callable[[Watch, str], None] = _hand
+        """Gives an event to its watcher; an attribute, for traces and faults to take its place."""
 
     def add(self, watch: Watch) -> None:
         """Enter a watch, which fires once straight away whatever its owner may read."""
@@ -108,7 +113,11 @@ class WatchTable:
         while self._pending:
             pending, self._pending = self._pending, []
             for watch, path in pending:
-                watch.sink.event(watch, watch.reported(path))
+                self.hand(watch, watch.reported(path))
+
+
+def _hand(watch: Watch, path: str) -> None:
+    watch.sink.event(watch, path)
 
 
 def _order(watch: Watch) -> int:
