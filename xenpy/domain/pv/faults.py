@@ -17,7 +17,7 @@ from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privil
 from xenpy.pv.emulate.machine import Vector
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.paging import PTE_FRAME, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
-from xenpy.shim.layout import WINDOW_SIZE, Port, Selector
+from xenpy.shim.layout import WINDOW_SIZE, Page, Port, Selector
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.vcpu import PvVcpu
@@ -46,7 +46,8 @@ class Faults(Bounces):
 
     def on_exception(self, vector: int, error: int) -> None:
         """Deal with an exception in ring 3, whose registers are in place."""
-        if 0 <= self.kvm.regs.rip - self.window.va < WINDOW_SIZE and self.in_shim_code(vector):
+        offset = self.kvm.regs.rip - self.window.va
+        if 0 <= offset < WINDOW_SIZE and not self._has_strayed(vector, offset) and self.in_shim_code(vector):
             return
         if vector == Vector.PF:
             self._on_page_fault(error, int(self.kvm.sregs.cr2))
@@ -64,6 +65,11 @@ class Faults(Bounces):
                 registers = self.kvm.get_debugregs()
                 self.dr6 = int(registers.dr6)
             self.raise_trap(vector, error if vector in _WITH_ERROR else None)
+
+    def _has_strayed(self, vector: int, offset: int) -> bool:
+        """Tell whether user mode has jumped into the window: to the one page that it may execute, or where it may not."""
+        in_entry = offset // PAGE_SIZE == Page.ENTRY
+        return not self.in_kernel and (in_entry or (vector == Vector.PF and self.kvm.sregs.cr2 == self.kvm.regs.rip))
 
     def in_shim_code(self, vector: int) -> bool:
         """Deal with an exception of in-guest code in ring 3: it met a pointer or a stack of the guest's that is no good."""
