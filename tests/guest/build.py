@@ -6,10 +6,10 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 LIB = HERE / "lib"
-KERNELS = HERE / "kernels"
 TWO_VCPUS = frozenset({"smp"})
 """Kernels that want a second vCPU."""
 STEERED = frozenset({"ending", "console", "boot"})
@@ -21,6 +21,25 @@ _CFLAGS = (
     "-fcf-protection=none", "-fno-asynchronous-unwind-tables", "-fno-strict-aliasing", "-fno-toplevel-reorder",
     "-mno-sse", "-mno-mmx", "-mno-red-zone",
 )  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """A kind of kernels: where they are, and what each is linked with."""
+
+    kernels: Path
+    lib: tuple[Path, ...]
+
+    def names(self) -> list[str]:
+        """Return the names of all kernels."""
+        return sorted(path.stem for path in self.kernels.glob("*.c"))
+
+    def tests(self, name: str) -> list[str]:
+        """Return the names of the tests in a kernel, in order."""
+        return _TEST.findall((self.kernels / f"{name}.c").read_text())
+
+
+PVH = Kind(HERE / "kernels", (LIB / "start.S", LIB / "guest.c", LIB / "hvm.c"))
+PV = Kind(HERE / "pv" / "kernels", (HERE / "pv" / "lib" / "start.S", LIB / "guest.c", HERE / "pv" / "lib" / "pv.c"))
 
 
 class BuildError(Exception):
@@ -36,46 +55,34 @@ def missing() -> str | None:
     return None
 
 
-def names() -> list[str]:
-    """Return the names of all test kernels."""
-    return sorted(path.stem for path in KERNELS.glob("*.c"))
-
-
-def tests_of(name: str) -> list[str]:
-    """Return the names of the tests in a kernel, in order."""
-    return _TEST.findall((KERNELS / f"{name}.c").read_text())
-
-
 class Builder:
     """Builds kernels into a directory, each once."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._built: dict[tuple[str, int], Path] = {}
-        self._libs: dict[int, list[Path]] = {}
+        self._built: dict[tuple[Path, int, tuple[str, ...]], Path] = {}
 
-    def build(self, name: str, bits: int = 64) -> Path:
-        """Return the ELF file of a kernel. Raises BuildError."""
-        key = (name, bits)
-        if key not in self._built:
-            self._built[key] = self._link(KERNELS / f"{name}.c", bits)
-        return self._built[key]
-
-    def _link(self, source: Path, bits: int) -> Path:
-        if bits not in self._libs:
-            self._libs[bits] = [self._compile(LIB / each, bits) for each in ("start.S", "guest.c")]
-        kernel = self._directory / f"{source.stem}-{bits}"
-        _run(
-            "gcc", f"-m{bits}", "-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
-            "-Wl,--no-warn-rwx-segments", f"-Wl,-T,{LIB / 'kernel.lds'}", "-o", str(kernel),
-            *map(str, self._libs[bits]), str(self._compile(source, bits)),
-        )  # fmt: skip
+    def build(self, name: str, bits: int = 64, kind: Kind = PVH, options: tuple[str, ...] = ()) -> Path:
+        """Return the ELF file of a kernel, compiled and linked with further options. Raises BuildError."""
+        objects = [self._object(source, bits, options) for source in (*kind.lib, kind.kernels / f"{name}.c")]
+        kernel = objects[-1].with_suffix("")
+        if not kernel.exists():
+            _run(
+                "gcc", f"-m{bits}", *options, "-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none",
+                "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments", f"-Wl,-T,{LIB / 'kernel.lds'}", "-o", str(kernel),
+                *map(str, objects),
+            )  # fmt: skip
         return kernel
 
-    def _compile(self, source: Path, bits: int) -> Path:
-        target = self._directory / f"{source.name}.{bits}.o"
-        _run("gcc", f"-m{bits}", *_CFLAGS, "-I", str(LIB), "-c", str(source), "-o", str(target))
-        return target
+    def _object(self, source: Path, bits: int, options: tuple[str, ...]) -> Path:
+        """Return a source file's object file."""
+        key = (source, bits, options)
+        if key not in self._built:
+            target = self._directory / f"{len(self._built)}-{source.name}.o"
+            includes = ("-I", str(LIB), "-I", str(HERE / "pv" / "lib"))
+            _run("gcc", f"-m{bits}", *_CFLAGS, *options, *includes, "-c", str(source), "-o", str(target))
+            self._built[key] = target
+        return self._built[key]
 
 
 def _run(*command: str) -> None:

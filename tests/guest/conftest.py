@@ -6,7 +6,7 @@ import os
 
 import build
 import pytest
-from harness import MODES, Runs
+from harness import MODES, PV_MODES, PvRuns, Runs
 
 
 def _why_not() -> str | None:
@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "mode" in metafunc.fixturenames:
         metafunc.parametrize("mode", MODES, ids=str, scope="session")
+    if "pv_mode" in metafunc.fixturenames:
+        metafunc.parametrize("pv_mode", PV_MODES, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +40,8 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> build.Builder:
 @pytest.fixture(scope="session")
 def runs(builder: build.Builder) -> Runs:
     return Runs(builder)
+
+
+@pytest.fixture(scope="session")
+def pv_runs(builder: build.Builder) -> PvRuns:
+    return PvRuns(builder)

@@ -12,6 +12,7 @@ import build as kernels
 import pytest
 
 from xenpy.config import build, parse_text
+from xenpy.domain.pv.domain import PvDomain
 from xenpy.errors import HostError
 from xenpy.host import Guest, Host
 from xenpy.kvm.constants import Cap
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xenpy.domain.ending import Ending
+    from xenpy.pv.mmu import Difference
 
 UUID = "12345678-9abc-def0-0102-030405060708"
 NAME = "guest-test"
@@ -38,6 +40,8 @@ class Result:
     seconds: float = 0.0
     verdicts: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Test name -> (verdict, text)."""
+    audit: list[Difference] = field(default_factory=list)
+    """What was wrong with the frame table of a PV guest when it had ended."""
 
     def verdict(self, test: str) -> tuple[str, str]:
         """Return a test's verdict and text; CRASH if the kernel gave none."""
@@ -82,6 +86,8 @@ class _Run:
         self.result.ending = self.guest.domain.ending
         if self.result.ending is not None:
             self.guest.domain.wait_closed(2)
+            if isinstance(self.guest.domain, PvDomain):
+                self.result.audit = self.guest.domain.mmu.audit()
         self.result.seconds = time.monotonic() - started
         self.result.console = bytes(self._console) + self.guest.console.drain()
         return self.result
@@ -90,18 +96,19 @@ class _Run:
 def run_kernel(
     elf: Path,
     *,
+    kind: str = "pvh",
     vcpus: int = 1,
     memory: int = 32,
     config_extra: str = "",
     timeout: float = 20.0,
     on_line: Callable[[Guest, str], None] | None = None,
 ) -> Result:
-    """Boot a kernel and wait for its end, `timeout` seconds at most; `memory` in MiB.
+    """Boot a kernel as a guest of the type `kind` and wait for its end, `timeout` seconds at most; `memory` in MiB.
 
     `on_line(guest, line)` is called in this thread for each line of the emergency console while the guest runs.
     """
     config = (
-        f'type="pvh"\nname="{NAME}"\nuuid="{UUID}"\nkernel="{elf}"\nvcpus={vcpus}\nmemory={memory}\n{config_extra}\n'
+        f'type="{kind}"\nname="{NAME}"\nuuid="{UUID}"\nkernel="{elf}"\nvcpus={vcpus}\nmemory={memory}\n{config_extra}\n'
     )
     host = Host()
     try:
@@ -157,6 +164,33 @@ class Runs:
         if key not in self._results:
             vcpus = 2 if kernel in kernels.TWO_VCPUS else 1
             self._results[key] = run_kernel(self.elf(kernel, mode), vcpus=vcpus, config_extra=mode.config)
+        return self._results[key]
+
+
+PV_MODES = {
+    "syscall": (),
+    "page": ("-DHYPERCALL_PAGE", "-mcmodel=kernel", "-Wl,--defsym=VIRT_BASE=0xffffffff80000000"),
+}
+"""How PV kernels call Xen, and the options of gcc for that. Ref: pv/lib/layout.h"""
+
+
+class PvRuns:
+    """Runs PV kernels that take nothing but themselves, each once a mode."""
+
+    def __init__(self, builder: kernels.Builder) -> None:
+        self._builder = builder
+        self._results: dict[tuple[str, str], Result] = {}
+
+    def elf(self, kernel: str, mode: str) -> Path:
+        return self._builder.build(kernel, 64, kernels.PV, PV_MODES[mode])
+
+    def result(self, kernel: str, mode: str) -> Result:
+        key = (kernel, mode)
+        if key not in self._results:
+            vcpus = 2 if kernel in kernels.TWO_VCPUS else 1
+            extra = 'cmdline="first second=2"'
+            elf = self.elf(kernel, mode)
+            self._results[key] = run_kernel(elf, kind="pv", vcpus=vcpus, memory=24, config_extra=extra)
         return self._results[key]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _boots: dict[object, Result] = {}
 
 
-@pytest.mark.parametrize("test", build.tests_of("boot"))
+@pytest.mark.parametrize("test", build.PVH.tests("boot"))
 def test_boot(runs: Runs, mode: Mode, tmp_path: Path, test: str) -> None:
     if mode not in _boots:
         module = tmp_path / "module"

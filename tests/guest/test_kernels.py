@@ -11,7 +11,9 @@ from harness import check
 if TYPE_CHECKING:
     from harness import Mode, Runs
 
-_ITEMS = [(kernel, test) for kernel in build.names() if kernel not in build.STEERED for test in build.tests_of(kernel)]
+_ITEMS = [
+    (kernel, test) for kernel in build.PVH.names() if kernel not in build.STEERED for test in build.PVH.tests(kernel)
+]
 
 
 @pytest.mark.parametrize(("kernel", "test"), _ITEMS, ids=lambda value: value)
@@ -19,7 +21,7 @@ def test_verdict(runs: Runs, kernel: str, test: str, mode: Mode) -> None:
     check(runs.result(kernel, mode), test)
 
 
-@pytest.mark.parametrize("kernel", [name for name in build.names() if name not in build.STEERED])
+@pytest.mark.parametrize("kernel", [name for name in build.PVH.names() if name not in build.STEERED])
 def test_ends_by_power_off(runs: Runs, kernel: str, mode: Mode) -> None:
     result = runs.result(kernel, mode)
     assert str(result.ending) == "power-off", result.lines[-5:]

@@ -2,25 +2,13 @@
 #include "guest.h"
 
 #define DEBUG_PORT 0xe9
-#define CS_SELECTOR (BITS == 64 ? 0x18 : 0x08)
-#define INTERRUPT_GATE 0x8e
-#define XEN_LEAVES 0x40000000u
-#define XEN_SIGNATURE_EBX 0x566e6558
-#define LAPIC 0xfee00000ul
-#define LAPIC_SVR 0xf0
-#define LAPIC_EOI 0xb0
-#define LAPIC_TPR 0x80
-#define LAPIC_ENABLED 0x1ff
 #define LINE 512
 
 extern const struct test tests_start[], tests_end[];
-extern uint8_t vector_entries[256][16];
 
 volatile shared_info_t *shared_info;
-static uint8_t shared_info_page[PAGE_SIZE] PAGE_ALIGNED;
 static const struct test *running;
 static bool judged, has_hypercalls;
-static void (*handlers[256])(struct frame *);
 
 /* -- strings ------------------------------------------------------------------------------------------------------- */
 
@@ -167,18 +155,7 @@ void verdict(const char *what, const char *format, ...)
     put_line(&line);
 }
 
-/* -- hypercalls ---------------------------------------------------------------------------------------------------- */
-
-static bool hypercalls_init(void)
-{
-    uint32_t regs[4];
-    cpuid(XEN_LEAVES, 0, regs);
-    if (regs[1] != XEN_SIGNATURE_EBX || regs[0] < XEN_LEAVES + 2)
-        return false;
-    cpuid(XEN_LEAVES + 2, 0, regs);
-    wrmsr(regs[1], (unsigned long)hypercall_page);
-    return has_hypercalls = true;
-}
+/* -- the run ------------------------------------------------------------------------------------------------------- */
 
 void shutdown(unsigned reason)
 {
@@ -188,125 +165,11 @@ void shutdown(unsigned reason)
         __asm__ volatile("cli; hlt");
 }
 
-long get_param(unsigned index, uint64_t *value)
-{
-    struct xen_hvm_param param = {.domid = DOMID_SELF, .index = index};
-    long rc = hvm_op(HVMOP_get_param, &param);
-    *value = param.value;
-    return rc;
-}
-
-long set_param(unsigned index, uint64_t value)
-{
-    struct xen_hvm_param param = {.domid = DOMID_SELF, .index = index, .value = value};
-    return hvm_op(HVMOP_set_param, &param);
-}
-
-uint64_t system_time(void)
-{
-    struct xen_hvm_get_time time = {0};
-    hvm_op(HVMOP_get_time, &time);
-    return time.now;
-}
-
-domid_t own_domid(void)
-{
-    uint32_t regs[4];
-    cpuid(XEN_LEAVES + 4, 0, regs);
-    return regs[2];
-}
-
-long add_to_physmap(unsigned space, unsigned long idx, unsigned long gfn)
-{
-    struct xen_add_to_physmap op = {.domid = DOMID_SELF, .space = space, .idx = idx, .gpfn = gfn};
-    return memory_op(XENMEM_add_to_physmap, &op);
-}
-
-bool map_shared_info(void)
-{
-    /* Setting the callback, to none here, is where an HVM guest's word size is taken note of. */
-    if (set_param(HVM_PARAM_CALLBACK_IRQ, 0))
-        return false;
-    if (add_to_physmap(XENMAPSPACE_shared_info, 0, gfn_of(shared_info_page)))
-        return false;
-    shared_info = (void *)shared_info_page;
-    return true;
-}
-
-const struct hvm_start_info *start_info(void)
-{
-    return (void *)(unsigned long)start_info_gpa;
-}
-
-const char *command_line(void)
-{
-    return (const char *)(unsigned long)start_info()->cmdline_paddr;
-}
-
-/* -- interrupts ---------------------------------------------------------------------------------------------------- */
-
-static struct {
-    uint16_t low, selector, type, middle;
-#ifdef __x86_64__
-    uint32_t high, reserved;
-#endif
-} idt[256];
-
-struct {
-    uint16_t limit;
-    unsigned long base;
-} __attribute__((packed)) idt_pointer = {sizeof idt - 1, (unsigned long)idt};
-
-void idt_init(void)
-{
-    for (unsigned vector = 0; vector < 256; vector++) {
-        unsigned long entry = (unsigned long)vector_entries[vector];
-        idt[vector].low = entry;
-        idt[vector].selector = CS_SELECTOR;
-        idt[vector].type = INTERRUPT_GATE << 8;
-        idt[vector].middle = entry >> 16;
-    }
-    __asm__ volatile("lidt %0" ::"m"(idt_pointer));
-}
-
-void on_vector(unsigned vector, void (*handler)(struct frame *))
-{
-    handlers[vector] = handler;
-}
-
-void take_vector(struct frame *frame)
-{
-    if (handlers[frame->vector]) {
-        handlers[frame->vector](frame);
-        return;
-    }
-    verdict("CRASH", "vector %d, error %x, at %x", frame->vector, frame->error, frame->ip);
-    shutdown(SHUTDOWN_crash);
-}
-
-static volatile uint32_t *lapic(unsigned reg)
-{
-    return (volatile uint32_t *)(LAPIC + reg);
-}
-
-void lapic_enable(void)
-{
-    *lapic(LAPIC_TPR) = 0;
-    *lapic(LAPIC_SVR) = LAPIC_ENABLED;
-}
-
-void lapic_eoi(void)
-{
-    *lapic(LAPIC_EOI) = 0;
-}
-
-/* -- the run ------------------------------------------------------------------------------------------------------- */
-
 void guest_main(void)
 {
-    idt_init();
-    if (!hypercalls_init()) {
-        debug_port("kernel: ERROR no hypercall page\n");
+    has_hypercalls = platform_init();
+    if (!has_hypercalls) {
+        debug_port("kernel: ERROR no hypercalls\n");
         return;
     }
     for (running = tests_start; running < tests_end; running++) {

@@ -139,6 +139,9 @@ static inline unsigned long gfn_of(const void *page)
 /* The domain's own number, from CPUID. */
 domid_t own_domid(void);
 
+/* Sets up hypercalls, and handlers of exceptions; returns whether there are hypercalls. Of lib/hvm.c or pv/lib/pv.c. */
+bool platform_init(void);
+
 /* -- shared_info ------------------------------------------------------------------------------------------------------- */
 
 extern volatile shared_info_t *shared_info;

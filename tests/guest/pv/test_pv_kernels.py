@@ -1,0 +1,50 @@
+"""The PV kernels that need nothing from outside: every test in them gives its verdict, and leaves the frame table in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import build
+import pytest
+from harness import check
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
+    from harness import PvRuns
+
+_RANDOM = frozenset({"fuzz"})
+"""Kernels that a test module of their own runs."""
+_KERNELS = [name for name in build.PV.names() if name not in _RANDOM]
+_KNOWN = {
+    ("traps", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
+    (
+        "user",
+        "tables_that_kernel_and_user_mode_share_hide_it_too",
+    ): "an L4 of both modes shows user mode what is the kernel's",
+}
+"""What is known not to be as on Xen, and how."""
+
+
+def _item(kernel: str, test: str) -> ParameterSet:
+    reason = _KNOWN.get((kernel, test))
+    marks = [] if reason is None else [pytest.mark.xfail(reason=reason)]
+    return pytest.param(kernel, test, marks=marks, id=f"{kernel}-{test}")
+
+
+_ITEMS = [_item(kernel, test) for kernel in _KERNELS for test in build.PV.tests(kernel)]
+
+
+@pytest.mark.parametrize(("kernel", "test"), _ITEMS)
+def test_verdict(pv_runs: PvRuns, pv_mode: str, kernel: str, test: str) -> None:
+    check(pv_runs.result(kernel, pv_mode), test)
+
+
+@pytest.mark.parametrize("kernel", _KERNELS)
+def test_ends_by_power_off_with_frames_in_order(pv_runs: PvRuns, pv_mode: str, kernel: str) -> None:
+    result = pv_runs.result(kernel, pv_mode)
+    assert str(result.ending) == "power-off", result.lines[-5:]
+    assert result.audit == []
+
+
+def test_console_ring_is_heard(pv_runs: PvRuns, pv_mode: str) -> None:
+    assert pv_runs.result("start", pv_mode).console == b"by the ring\n"
