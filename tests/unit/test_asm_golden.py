@@ -75,7 +75,7 @@ CONDITIONS = (
 )
 ARITHMETIC = ("add", "or_", "adc", "sbb", "and_", "sub", "xor", "cmp")
 PLAIN = (
-    "cld", "std", "cli", "sti", "clac", "stac", "pushfq", "popfq", "nop", "pause", "hlt", "ud2", "int3", "iretq", "syscall",
+    "clc", "stc", "cld", "std", "cli", "sti", "clac", "stac", "pushfq", "popfq", "nop", "pause", "hlt", "ud2", "int3", "iretq", "syscall",
     "sysretq", "swapgs", "cpuid", "rdtsc", "rdmsr", "wrmsr", "xgetbv", "mfence", "lfence", "ret",
 )  # fmt: skip
 

@@ -89,6 +89,8 @@ class System(Encoder):
     pause = plain("f3 90")
     hlt = plain("f4")
     ud2 = plain("0f 0b")
+    clc = plain("f8")
+    stc = plain("f9")
     int3 = plain("cc")
     iretq = plain("48 cf")
     syscall = plain("0f 05")
