@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _COMMANDS: Final = {
+    "abi": ("xenpy.cli.abi", "abi", "Tell what of Xen's ABI kernels use, and how they differ."),
     "run": ("xenpy.cli.run", "run", "Run a guest in the foreground, its console on this terminal."),
     "doctor": ("xenpy.cli.doctor", "doctor", "Tell what this host can run, and what to do about what it cannot."),
+    "strace": ("xenpy.cli.strace", "strace", "Run a guest and show what it asks of its hypervisor."),
 }
 
 

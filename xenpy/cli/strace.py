@@ -1,0 +1,120 @@
+"""`xenpy strace`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from xenpy import log
+
+if TYPE_CHECKING:
+    from xenpy.testing.trace import Sink
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("-e", "expressions", metavar="EXPR", multiple=True, help="Show only this; may be given several times.")
+@click.option("-o", "output", type=_FILE, metavar="FILE", help="Write to a file instead of stderr.")
+@click.option("-c", "summary", is_flag=True, help="Count and time instead of showing, and print a table at the end.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, one line for each record.")
+@click.option("--perfetto", type=_FILE, metavar="FILE", help="Write a Chrome trace, for ui.perfetto.dev.")
+@click.option("--timeline", type=_FILE, metavar="FILE.svg", help="Draw what happened over time.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End the guest after this time.",
+)
+@click.option(
+    "--type", "guest_type", type=click.Choice(["pv", "pvh"]), help="Run the guest as this type, whatever the file says."
+)
+@click.pass_context
+def strace(
+    ctx: click.Context,
+    config_file: Path,
+    overrides: tuple[str, ...],
+    expressions: tuple[str, ...],
+    output: Path | None,
+    summary: bool,
+    as_json: bool,
+    perfetto: Path | None,
+    timeline: Path | None,
+    timeout_s: float | None,
+    guest_type: str | None,
+) -> None:
+    """Run the guest that CONFIG (xl.cfg syntax) describes as `xenpy run` does, and show what it asks of its hypervisor.
+
+    Each hypercall (those within multicalls indented, before it), xenstore message, event and use of a grant is a line on stderr: when, in
+    seconds; domain and vCPU; names, arguments, result; how long it took. --perfetto and --timeline come instead of the lines unless -o, -c
+    or --json asks for them too.
+
+    \b
+    EXPR is one of
+      hypercall[=NAME,...]       such as hypercall=memory_op,grant_table_op.map_*
+      xenstore[=TYPE|PATH,...]   such as xenstore=write or xenstore=device/vif
+      event[=STATE,...]          virq, ipi, interdomain, unbound
+      grant[=map,unmap,copy]
+      console                    the lines of the guest's console
+      status=failed|successful
+      vcpu=NUMBER,...
+    Kinds add up; =!NAME,... excludes. Exit codes are those of `xenpy run`.
+    """
+    from xenpy import config
+    from xenpy.domain.supported import check, without_effect
+    from xenpy.runner import Runner
+    from xenpy.testing.trace.filters import Filter
+    from xenpy.testing.trace.record import Kind
+    from xenpy.testing.trace.session import Session, without_fast_paths
+
+    if timeout_s is not None and not math.isfinite(timeout_s):
+        raise click.BadParameter(f"{timeout_s} is not a number of seconds", param_hint="--timeout")
+    if summary and as_json:
+        raise click.UsageError("-c and --json cannot be used together")
+    domain = config.load(config_file, overrides, type_override=guest_type)
+    check(domain)
+    for warning in (*domain.warnings, *without_effect(domain)):
+        log.note(f"warning: {warning}")
+    pictures = perfetto is not None or timeline is not None
+    only = Filter(expressions, always=[Kind.CONSOLE] if pictures else ())
+    without_fast_paths(domain)
+    sinks: list[Sink] = []
+    if output is not None or summary or as_json or not pictures:
+        sinks.append(_lines(output, summary=summary, as_json=as_json))
+    if perfetto is not None:
+        from xenpy.testing.trace.perfetto import PerfettoSink
+
+        sinks.append(PerfettoSink(perfetto))
+    if timeline is not None:
+        from xenpy.testing.trace.timeline import TimelineSink
+
+        sinks.append(TimelineSink(timeline, f"{domain.name}: {domain.kernel.name}, {domain.type.value}"))
+    session = Session(sinks, only)
+    try:
+        code = Runner(domain, timeout_s=timeout_s, observer=session).run()
+    finally:
+        session.close()
+    ctx.exit(code)
+
+
+def _lines(path: Path | None, *, summary: bool, as_json: bool) -> Sink:
+    from xenpy.testing.trace.output import Output
+
+    output = Output(path)
+    if summary:
+        from xenpy.testing.trace.summary import SummarySink
+
+        return SummarySink(output)
+    if as_json:
+        from xenpy.testing.trace.json_lines import JsonSink
+
+        return JsonSink(output)
+    from xenpy.testing.trace.text import TextSink
+
+    return TextSink(output)

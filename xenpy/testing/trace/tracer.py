@@ -1,0 +1,284 @@
+"""Listening to a domain: its hypercalls, xenstore messages, events and grants.
+
+Everything is heard at attributes made for it, so that a domain without a tracer runs the code it always does.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self
+
+from xenpy import log
+from xenpy.abi.event_channel import EVTCHNSTAT
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.dispatch import carry_out, describe, dispatch
+from xenpy.hypercalls.multicall import multicall
+from xenpy.pv.gnttab import GrantError
+from xenpy.pv.xenstore import Connection
+from xenpy.testing.trace import messages
+from xenpy.testing.trace.calls import MULTICALL, Described
+from xenpy.testing.trace.filters import Filter
+from xenpy.testing.trace.grants import TracedUse
+from xenpy.testing.trace.ports import PortNames, port_fields
+from xenpy.testing.trace.record import Kind, Record, Symbol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from xenpy.domain.domain import Domain
+    from xenpy.host import Host
+    from xenpy.hypercalls.call import Call
+    from xenpy.pv.evtchn.port import Port
+    from xenpy.pv.evtchn.table import Deliver
+    from xenpy.pv.gnttab.pins import Use
+    from xenpy.pv.xenstore.watches import Watch
+    from xenpy.pv.xenstore.wire import Message
+    from xenpy.testing.trace.record import Sink, Value
+
+_MAX_LINE: Final = 1024
+"""Bytes after which a console line is cut in two."""
+_MAX_ERRNO: Final = 4095
+"""Results from -4095 to -1 are refusals. Ref: Linux, MAX_ERRNO"""
+
+
+class Tracer:
+    """Listens to one domain from `attach` to `detach`; `with` does both.
+
+    Records that `only` lets through go to every sink. `epoch_ns`, of time.perf_counter_ns, is when time began; by default now. Hypercalls
+    that a PV guest makes without leaving it are not heard: see `xenpy.domain.pv.domain.PvDomain.shim_fast`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        domain: Domain,
+        sinks: Sequence[Sink],
+        *,
+        only: Filter | None = None,
+        epoch_ns: int | None = None,
+    ) -> None:
+        self._host = host
+        self._domain = domain
+        self._sinks = list(sinks)
+        self._filter = only or Filter()
+        self._clock = time.perf_counter_ns
+        self._epoch_ns = self._clock() if epoch_ns is None else epoch_ns
+        self._arguments = any(sink.arguments for sink in sinks)
+        self._undo: list[Callable[[], None]] = []
+        self._names = PortNames(host.store, domain.domid)
+        self._line = b""
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Begin to listen; the domain may run already."""
+        with self._host.lock:
+            self._listen_to_hypercalls()
+            if self._filter.wants_kind(Kind.XENSTORE):
+                self._listen_to_xenstore()
+            if self._filter.wants_kind(Kind.EVENT):
+                tables = self._domain.evtchn, self._host.ports
+                self._undo += [table.interpose(self._delivering) for table in tables]
+            if self._filter.wants_kind(Kind.GRANT):
+                self._listen_to_grants()
+
+    def detach(self) -> None:
+        """Listen no more; the sinks stay open. Idempotent."""
+        with self._host.lock:
+            while self._undo:
+                self._undo.pop()()
+            if self._line:
+                self.output(b"\n")
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    # -- hypercalls ---------------------------------------------------------------------------------------------------
+
+    def _listen_to_hypercalls(self) -> None:
+        domain, before = self._domain, self._domain.dispatch
+        # Our own dispatch keeps what the guest never sees: why it was refused.
+        self._carry_out = carry_out if before is dispatch else before
+        domain.dispatch = self._dispatch
+
+        def undo() -> None:
+            domain.dispatch = before
+
+        self._undo.append(undo)
+
+    def _dispatch(self, call: Call) -> int:
+        return self._traced(call, 0)
+
+    def _inner(self, call: Call) -> int:
+        return self._traced(call, 1)
+
+    def _traced(self, call: Call, depth: int) -> int:
+        name, op = describe(call)
+        is_multicall = call.nr == MULTICALL and not depth
+        if not self._filter.wants(Kind.HYPERCALL, name):
+            return self._run(call, is_multicall=is_multicall)[0]
+        described = Described(call, name, op) if self._arguments else None
+        record = Record(0, self._domain.domid, call.vcpu.vcpu_id, Kind.HYPERCALL, name, depth=depth)
+        started = self._clock()
+        try:
+            result, record.reason = self._run(call, is_multicall=is_multicall)
+        except BaseException:
+            record.error, result = "interrupted", 0
+            raise
+        finally:
+            record.latency_ns = self._clock() - started
+            record.time_ns = started - self._epoch_ns
+            if not record.error:
+                record.result = result
+                record.error = _error_name(result)
+            if described is not None:
+                record.args = described.args
+                if not record.error:
+                    record.out, record.error = described.outcome()
+            self._emit(record)
+        return result
+
+    def _run(self, call: Call, *, is_multicall: bool) -> tuple[int, str]:
+        """Carry out a hypercall; return its result, and why it was refused."""
+        try:
+            if is_multicall:
+                multicall(call, self._inner)
+                return 0, ""
+            return self._carry_out(call), ""
+        except XenError as error:
+            return -error.errno, error.reason
+
+    # -- xenstore -----------------------------------------------------------------------------------------------------
+
+    def _listen_to_xenstore(self) -> None:
+        store = self._host.store
+        serve, hand = store.serve, store.watches.hand
+        domid = self._domain.domid
+
+        def traced_serve(connection: Connection, message: Message) -> bytes:
+            if connection.caller.domid != domid:
+                return serve(connection, message)
+            record = self._record(Kind.XENSTORE, messages.type_name(message.type), messages.request(message))
+            started = self._clock()
+            try:
+                payload = serve(connection, message)
+            except XenError as error:
+                record.result, record.error, record.reason = -error.errno, error.errno.name, error.reason
+                raise
+            else:
+                record.result = messages.answer(message.type, payload)
+                return payload
+            finally:
+                record.latency_ns = self._clock() - started
+                self._emit(record)
+
+        def traced_hand(watch: Watch, path: str) -> None:
+            hand(watch, path)
+            if isinstance(watch.sink, Connection) and watch.sink.caller.domid == domid:
+                fields: dict[str, Value] = {"path": path, "token": messages.text(watch.token)}
+                self._emit(self._record(Kind.XENSTORE, "WATCH_EVENT", fields))
+
+        store.serve, store.watches.hand = traced_serve, traced_hand
+
+        def undo() -> None:
+            store.serve, store.watches.hand = serve, hand
+
+        self._undo.append(undo)
+
+    # -- events and grants --------------------------------------------------------------------------------------------
+
+    def _delivering(self, deliver: Deliver) -> Deliver:
+        """Return a delivery that tells of events to the domain, and of those from it to us, whose latency is that of the backend."""
+        domid = self._domain.domid
+
+        def traced(entry: Port) -> None:
+            to_guest = entry.owner.domid == domid
+            if not to_guest and (entry.peer is None or entry.peer.owner.domid != domid):
+                deliver(entry)
+                return
+            # By now: delivering may close the port.
+            fields = port_fields(entry, self._names if self._arguments else None)
+            record = self._record(Kind.EVENT, EVTCHNSTAT(entry.state).name, fields)
+            record.vcpu_id = entry.vcpu_id if to_guest else None
+            started = self._clock()
+            deliver(entry)
+            record.latency_ns = self._clock() - started
+            self._emit(record)
+
+        return traced
+
+    def _listen_to_grants(self) -> None:
+        gnttab = self._domain.gnttab
+        make_use = gnttab.make_use
+
+        def traced(gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
+            fields: dict[str, Value] = {"ref": gref, "by": domid}
+            if readonly:
+                fields["flags"] = Symbol("readonly")
+            record = self._record(Kind.GRANT, "map" if mapping else "copy", fields)
+            started = self._clock()
+            try:
+                use = make_use(gref, domid, readonly=readonly, mapping=mapping)
+            except GrantError as error:
+                record.result, record.error, record.reason = int(error.status), error.status.name, error.reason
+                raise
+            finally:
+                record.latency_ns = self._clock() - started
+                self._emit(record)
+            return (
+                TracedUse(use, lambda: self._emit(self._record(Kind.GRANT, "unmap", dict(fields)))) if mapping else use
+            )
+
+        gnttab.make_use = traced
+
+        def undo() -> None:
+            gnttab.make_use = make_use
+
+        self._undo.append(undo)
+
+    # -- what others tell ---------------------------------------------------------------------------------------------
+
+    def output(self, data: bytes) -> None:
+        """Take note of console output, a line at a time."""
+        if not self._filter.wants_kind(Kind.CONSOLE):
+            return
+        with self._host.lock:
+            *lines, rest = (self._line + data).split(b"\n")
+            while len(rest) > _MAX_LINE:
+                lines, rest = [*lines, rest[:_MAX_LINE]], rest[_MAX_LINE:]
+            self._line = rest
+            for line in lines:
+                fields: dict[str, Value] = {"text": messages.text(line.rstrip(b"\r")[:_MAX_LINE])}
+                self._emit(self._record(Kind.CONSOLE, "line", fields))
+
+    def fault(self, name: str, fields: dict[str, Value]) -> None:
+        """Take note of a fault that was injected."""
+        with self._host.lock:
+            self._emit(self._record(Kind.FAULT, name, fields))
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def _record(self, kind: Kind, name: str, fields: dict[str, Value]) -> Record:
+        return Record(self._clock() - self._epoch_ns, self._domain.domid, None, kind, name, fields)
+
+    def _emit(self, record: Record) -> None:
+        if not self._filter.passes(record):
+            return
+        for sink in list(self._sinks):
+            try:
+                sink.take(record)
+            except OSError as error:
+                log.note(f"the trace ends here: {error.strerror or error}")
+                with suppress(ValueError):
+                    self._sinks.remove(sink)
+
+
+def _error_name(result: int) -> str:
+    if not -_MAX_ERRNO <= result < 0:
+        return ""
+    return Errno(-result).name if -result in Errno.__members__.values() else f"errno {-result}"
