@@ -7,16 +7,16 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.boot.hotplug import GUEST_SCRIPT
 from tests.conftest import images
 from xenpy.initramfs import make_initramfs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from xenpy.emulated import EmulatedHost
 
 pytestmark = [pytest.mark.boot, pytest.mark.emulated]
@@ -86,3 +86,15 @@ def test_file_system_and_qcow2(emulated_host: EmulatedHost, tmp_path: Path) -> N
     dump = emulated_host.run(["debugfs", "-R", "cat /written", str(raw)], timeout=60)
     assert hashlib.md5(dump.stdout).hexdigest() == said["data"].split()[0]
     assert emulated_host.run(["qemu-img", "check", str(qcow2)], timeout=60).returncode == 0
+
+
+def test_plugging_growing_and_unplugging(emulated_host: EmulatedHost, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("hotplug.py")
+    guest = images(KERNEL)
+    ramdisk = make_initramfs(command=GUEST_SCRIPT, images=guest, modules=("xen-blkfront",))
+    argv = [sys.executable, str(script), str(guest.kernel), str(ramdisk), str(tmp_path / "disk.img")]
+    result = emulated_host.run(argv, timeout=TIMEOUT)
+    assert result.stdout.decode().splitlines()[-1:] == ["hotplug: plugged, unplugged and plugged"], (
+        result.stdout,
+        result.stderr,
+    )

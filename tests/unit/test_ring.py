@@ -130,6 +130,8 @@ def test_events_are_sent_only_when_asked_for() -> None:
     assert not back.push()
     back.put(bytes(16))
     assert back.push()
+    back.put(bytes(16))
+    assert not back.push()  # the one that was asked for has been sent
 
 
 def test_more_asks_for_the_next_event() -> None:

@@ -60,6 +60,8 @@ def test_direct_io_goes_where_it_can(image: Path) -> None:
     disk = RawBacking(str(image), writable=True, direct=True)
     page = memoryview(mmap.mmap(-1, 8192))  # aligned as guest memory is
     disk.write([page[:512]], 512)  # what is not aligned goes through the page cache
+    disk.read([page[:4096]], 512)
+    assert page[:4096] == bytes(512) + CONTENT[1024:4608]
     disk.read([page], 0)
     disk.close()
     assert page[:512] == CONTENT[:512]
@@ -255,7 +257,7 @@ def test_servers_that_make_no_sense(tmp_path: Path, words: bytes) -> None:
     "answer",
     [
         b"",
-        b"\x67\x44\x66\x98" + b"\0\0\0\0" + (99).to_bytes(8),
+        b"\x67\x44\x66\x98" + b"\0\0\0\0" + (99).to_bytes(8) + bytes(512),
         b"\x67\x44\x66\x98" + b"\0\0\0\x1c" + (1).to_bytes(8),
         b"\x67\x44\x66\x98" + b"\0\0\0\0" + (1).to_bytes(8) + b"short",
     ],
