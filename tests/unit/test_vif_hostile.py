@@ -253,8 +253,8 @@ def _act(front: NetFront, queue: FrontQueue, kind: str, what: object) -> None:
         queue.post(min(what, queue.rx.room))
     elif kind == "give":
         front.link.give(*(Frame([THEIRS + bytes(size - 6)], size) for size in what))
-    elif kind == "take":
-        queue.tx.take(12)
+    elif kind == "take":  # as far as the index says, which may be the guest's own invention
+        queue.tx.rsp_cons = queue.tx.words[SRING_RSP_PROD]
     elif kind == "index":
         is_tx, word, value = what
         (queue.tx if is_tx else queue.rx).words[word] = value

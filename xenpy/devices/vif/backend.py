@@ -153,7 +153,7 @@ class Vif(Backend):
         """Plug the cable in or out: no frames pass, and the guest is told, if its driver looks. From any thread."""
         with self.lock:
             self._carrier = up
-            self.write({"carrier": int(self.is_up)})
+            self._tell_carrier()
 
     def block(self, *, blocked: bool = True) -> None:
         """Lose every frame in both directions, or no longer; the guest is told nothing. From any thread."""
@@ -231,4 +231,8 @@ class Vif(Backend):
     def link_changed(self, *, up: bool) -> None:
         """Tell the guest."""
         self._link_up = up
-        self.write({"carrier": int(self.is_up)})
+        self._tell_carrier()
+
+    def _tell_carrier(self) -> None:
+        if not self._closed:  # else the device's tree is gone, or about to be
+            self.write({"carrier": int(self.is_up)})

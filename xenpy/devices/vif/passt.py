@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from contextlib import suppress
 from itertools import islice
 from struct import Struct
@@ -43,6 +44,8 @@ _START_SECONDS: Final = 10.0
 _EXIT_SECONDS: Final = 2.0
 _RESTART_SECONDS: Final = 0.5
 _MAX_RESTARTS: Final = 10
+_STEADY_SECONDS: Final = 60.0
+"""Who lives as long as this and dies then has not failed to start."""
 _NOISE: Final = (b"Failed to send", b"Don't run as root")
 """How lines begin that passt writes when there is no syslog to say things to, and whenever root starts it."""
 
@@ -70,6 +73,7 @@ class PasstLink(Link):
         self._output = b""
         self._words = b""
         self._restarts = 0
+        self._started = 0.0
         self._retry: Deadline | None = None
         self._reading = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -106,6 +110,7 @@ class PasstLink(Link):
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         self._socket = ours
+        self._started = time.monotonic()
         self._filled = 0
         self._output = b""
 
@@ -301,6 +306,8 @@ class PasstLink(Link):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        if time.monotonic() - self._started >= _STEADY_SECONDS:
+            self._restarts = 0
         self._restarts += 1
         again = self._restarts <= _MAX_RESTARTS
         log.note(f"user networking: passt ended ({words}); " + ("it is started anew" if again else "giving up"))
