@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Final
 from xenpy.domain.cpuid import XEN_BASE
 from xenpy.domain.pv.bounce import VMASST_architectural_iopl
 from xenpy.domain.pv.state import CR0_TS
-from xenpy.errors import Errno, XenError
+from xenpy.errors import XenError
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.emulate import GuestFault, read_msr, write_msr
 from xenpy.pv.emulate.machine import Vector
-from xenpy.pv.mmu.entries import XEN_SLOTS
-from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_RW
 from xenpy.shim.layout import Selector
 
 if TYPE_CHECKING:
@@ -112,20 +110,6 @@ class GuestMachine:
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def _translate(self, gva: int, *, write: bool) -> int:
-        vcpu = self._vcpu
-        if vcpu.in_kernel:
-            return vcpu.translate(gva, write=write)
-        words = vcpu.domain.memory.u64
-        if gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS:
-            raise XenError(Errno.EFAULT, f"gva {gva:#x} is not the guest's")
-        entry = vcpu.user_l4 << PAGE_SHIFT
-        for shift in (39, 30, 21, 12):
-            entry = words[(entry & PTE_FRAME) + (gva >> shift & 511) * 8 >> 3]
-            if not entry & PTE_PRESENT or (write and not entry & PTE_RW):
-                raise XenError(Errno.EFAULT, f"gva {gva:#x} is not mapped")
-        return entry & PTE_FRAME | gva & 0xFFF
-
     def read_code(self, gva: int, size: int) -> bytes:
         """Return up to `size` bytes of code, fewer in front of a page that cannot be read."""
         first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
@@ -142,11 +126,11 @@ class GuestMachine:
 
     def read(self, gva: int, size: int) -> bytes:
         """Return memory within a page. Raises XenError(EFAULT)."""
-        return self._vcpu.domain.memory.read(self._translate(gva, write=False), size)
+        return self._vcpu.domain.memory.read(self._vcpu.translate_any(gva), size)
 
     def write(self, gva: int, data: bytes) -> None:
         """Write memory within a page. Raises XenError(EFAULT)."""
-        self._vcpu.domain.memory.write(self._translate(gva, write=True), data)
+        self._vcpu.domain.memory.write(self._vcpu.translate_any(gva, write=True), data)
 
     # -- registers ----------------------------------------------------------------------------------------------------
 

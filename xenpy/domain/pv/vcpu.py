@@ -40,6 +40,8 @@ _RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
 """IOPL, NT, VM, VIF, VIP."""
 _ERROR_CODES: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 """Vectors that come with one. Ref: AMD64 APM volume 2, section 8.2"""
+_L1_SHIFT: Final = 12
+_INT3: Final = b"\xcc"
 _POLL_S: Final = 0.00002
 
 
@@ -145,8 +147,7 @@ class PvVcpu(Faults, Contexts):
         load = self._flush or sregs.cr3 != cr3
         if not (self._ring0 or load or self._writes or self._invlpg is not None):
             if sregs.cs.selector == self.cs and sregs.ss.selector == self.ss:
-                run.kvm_dirty_regs |= Sync.REGS
-                return
+                return  # nothing is marked dirty that is not: writing registers makes KVM forget exceptions
         if len(self._writes) > 2 * WRITES_MAX:
             self._flush_writes()
         resume = self.domain.shim.code.resume
@@ -224,13 +225,23 @@ class PvVcpu(Faults, Contexts):
             self._busy = True
         else:
             events = kvm.get_events()
-            if events.exception.injected or events.exception.pending:
-                self._busy = True
-            else:
-                self._in_ring3()
+            queued = events.exception.injected or events.exception.pending
+            self._in_ring3()
+            self._busy = bool(queued) or self._near_breakpoint(rip)
         if self._busy:
             self.retry_at = self.domain.clock.now() + _RETRY_NS
             self.rearm()
+
+    def _near_breakpoint(self, rip: int) -> bool:
+        """Tell whether the guest may have just executed INT3: KVM does not tell of software exceptions that it still has to deliver."""
+        words = self.domain.memory
+        for gva in (rip - 1, rip):
+            try:
+                if words.read(self.translate_any(gva), 1) == _INT3:
+                    return True
+            except XenError:
+                continue
+        return False
 
     def _in_ring3(self) -> None:
         self._ring0 = False
@@ -356,13 +367,20 @@ class PvVcpu(Faults, Contexts):
 
     def translate(self, gva: int, *, write: bool = False) -> int:
         """Return the gpa behind a guest-virtual address by the kernel's tables. Raises XenError(EFAULT)."""
+        return self._walk(self.kernel_l4, gva, write=write)
+
+    def translate_any(self, gva: int, *, write: bool = False) -> int:
+        """Return the gpa behind an address of the mode that runs, kernel or user. Raises XenError(EFAULT)."""
+        return self._walk(self.kernel_l4 if self.in_kernel else self.user_l4, gva, write=write)
+
+    def _walk(self, l4: int, gva: int, *, write: bool) -> int:
         words = self.domain.memory.u64
         if gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS:
             raise XenError(Errno.EFAULT, f"gva {gva:#x} is not the guest's")
-        entry = self.kernel_l4 << PAGE_SHIFT
+        entry = l4 << PAGE_SHIFT
         for shift in (39, 30, 21, 12):
             entry = words[(entry & PTE_FRAME) + (gva >> shift & 511) * 8 >> 3]
-            if not entry & PTE_PRESENT or (write and not entry & PTE_RW) or (entry & PTE_PSE and shift != 12):
+            if not entry & PTE_PRESENT or (write and not entry & PTE_RW) or (entry & PTE_PSE and shift != _L1_SHIFT):
                 raise XenError(Errno.EFAULT, f"gva {gva:#x} is not mapped")
         return entry & PTE_FRAME | gva & 0xFFF
 
