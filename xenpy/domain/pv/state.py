@@ -242,7 +242,9 @@ class PvState(Vcpu):
             self.other_gs = descriptor >> 16 & 0xFF_FFFF | (descriptor >> 56 & 0xFF) << 24
         gs = self.kvm.sregs.gs
         if present_data:
+            base = gs.base
             flat(gs, selector, 3, 3, long=False)
+            gs.base = base
         else:
             gs.selector, gs.unusable = 0, 1
         self.kvm.dirty(Sync.SREGS)
