@@ -26,6 +26,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--perfetto", type=_FILE, metavar="FILE", help="Write a Chrome trace, for ui.perfetto.dev.")
 @click.option("--timeline", type=_FILE, metavar="FILE.svg", help="Draw what happened over time.")
 @click.option(
+    "--fast-paths",
+    is_flag=True,
+    help="Leave PV guests the hypercalls that they need not be left for; these are not shown.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
@@ -46,6 +51,7 @@ def strace(
     as_json: bool,
     perfetto: Path | None,
     timeline: Path | None,
+    fast_paths: bool,
     timeout_s: float | None,
     guest_type: str | None,
 ) -> None:
@@ -83,7 +89,8 @@ def strace(
         log.note(f"warning: {warning}")
     pictures = perfetto is not None or timeline is not None
     only = Filter(expressions, always=[Kind.CONSOLE] if pictures else ())
-    without_fast_paths(domain)
+    if not fast_paths:
+        without_fast_paths(domain)
     sinks: list[Sink] = []
     if output is not None or summary or as_json or not pictures:
         sinks.append(_lines(output, summary=summary, as_json=as_json))

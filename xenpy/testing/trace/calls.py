@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xenpy.abi import version
 from xenpy.abi.mmu import MMU
 from xenpy.errors import XenError
-from xenpy.hypercalls.dispatch import HYPERCALLS, NAMES, ArrayHypercall, Hypercall
+from xenpy.hypercalls.dispatch import HYPERCALLS, NAMES, ArrayHypercall, Hypercall, describe
 from xenpy.testing.trace.record import Symbol
 from xenpy.testing.trace.structs import decode
 from xenpy.testing.trace.symbols import flush_name, named
@@ -50,6 +50,11 @@ _POSITIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "mmuext_op": ("op", "count", "pdone", "foreigndom"),
 }
 """The arguments of hypercalls without commands. Ref: xen/include/public/xen.h and arch-x86/xen.h"""
+OTHER_NAMES: Final = {
+    6: "sched_op_compat", 7: "platform_op", 16: "event_channel_op_compat", 19: "physdev_op_compat", 27: "xsm_op", 31: "xenoprof_op",
+    35: "sysctl", 36: "domctl", 37: "kexec_op", 38: "tmem_op", 39: "argo_op", 40: "xenpmu_op", 41: "dm_op", 42: "hypfs_op", 48: "mca",
+}  # fmt: skip
+"""Hypercalls that xenpy does not carry out, but kernels try. Ref: xen/include/public/xen.h, __HYPERVISOR_*"""
 _BESIDE: Final[Mapping[str, Mapping[str, int]]] = {
     "vcpu_op": {"vcpuid": 1},
     "vm_assist": {"type": 1},
@@ -170,6 +175,13 @@ class Described:
         if op is None or NAMES.get(self._call.nr) != "xen_version" or op.name not in _TEXTS_OUT:
             return {}
         return _text(self._call, self._call.args[1], min(_TEXTS_OUT[op.name], _TEXT), "text", cut=True)
+
+
+def name_of(call: Call) -> tuple[str, Op | None]:
+    """Return the name of a hypercall, with its command, such as memory_op.populate_physmap, and the Op row of that command or None."""
+    if call.nr in OTHER_NAMES and call.nr not in NAMES:
+        return OTHER_NAMES[call.nr], None
+    return describe(call)
 
 
 def _follow(call: Call, fields: dict[str, Value], lists: tuple[tuple[str, str, int], ...]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy.errors import ConfigError
 from xenpy.hypercalls import dispatch
+from xenpy.testing.trace.calls import OTHER_NAMES
 from xenpy.testing.trace.messages import TYPE_NAMES
 from xenpy.testing.trace.record import Kind
 
@@ -151,7 +152,7 @@ def _known(kind: Kind) -> set[str]:
     if kind is not Kind.HYPERCALL:
         return set()
     dispatch.load()
-    known = set(dispatch.NAMES.values())
+    known = {*dispatch.NAMES.values(), *OTHER_NAMES.values()}
     for function in dispatch.HYPERCALLS.values():
         if isinstance(function, dispatch.Hypercall):
             known |= {f"{function.name}.{op.name}" for op in function.ops.values()}

@@ -86,11 +86,10 @@ def _xenstore(record: Record) -> str:
     said = ", ".join(
         value_text(value) if name == "path" else f"{name}={value_text(value)}" for name, value in record.args.items()
     )
+    head = f"xenstore {record.name} {said}".rstrip()
     if record.error:
-        return f"xenstore {record.name} {said} = {_refusal(record).strip()}"
-    if record.name == "WATCH_EVENT":
-        return f"xenstore {record.name} {said}"
-    return f"xenstore {record.name} {said} = {value_text(record.result)}"
+        return f"{head} ={_refusal(record)}"
+    return head if record.name == "WATCH_EVENT" else f"{head} = {value_text(record.result)}"
 
 
 def _event(record: Record) -> str:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final, Self
 from xenpy import log
 from xenpy.abi.event_channel import EVTCHNSTAT
 from xenpy.errors import Errno, XenError
-from xenpy.hypercalls.dispatch import carry_out, describe, dispatch
+from xenpy.hypercalls.dispatch import carry_out, dispatch
 from xenpy.hypercalls.multicall import multicall
 from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore import Connection
 from xenpy.testing.trace import messages
-from xenpy.testing.trace.calls import MULTICALL, Described
+from xenpy.testing.trace.calls import MULTICALL, Described, name_of
 from xenpy.testing.trace.filters import Filter
 from xenpy.testing.trace.grants import TracedUse
 from xenpy.testing.trace.ports import PortNames, port_fields
@@ -118,7 +118,7 @@ class Tracer:
         return self._traced(call, 1)
 
     def _traced(self, call: Call, depth: int) -> int:
-        name, op = describe(call)
+        name, op = name_of(call)
         is_multicall = call.nr == MULTICALL and not depth
         if not self._filter.wants(Kind.HYPERCALL, name):
             return self._run(call, is_multicall=is_multicall)[0]
