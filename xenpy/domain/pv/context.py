@@ -132,6 +132,7 @@ class Contexts(PvState):
         for name in _GPRS:
             setattr(regs, name, getattr(context.user_regs, name))
         regs.rflags = context.user_regs.rflags & ~(3 << 12) | RFLAGS_IF | 2
+        self.iopl = context.user_regs.rflags >> 12 & 3
         self.in_kernel = bool(context.flags & _VGCF_in_kernel)
         self.cs, self.ss = context.user_regs.cs | 3, context.user_regs.ss | 3
         self.set_kernel_stack(context.kernel_ss, context.kernel_sp)

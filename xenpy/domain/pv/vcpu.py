@@ -367,7 +367,10 @@ class PvVcpu(Faults, Contexts):
 
     def translate(self, gva: int, *, write: bool = False) -> int:
         """Return the gpa behind a guest-virtual address by the kernel's tables. Raises XenError(EFAULT)."""
-        return self._walk(self.kernel_l4, gva, write=write)
+        l4 = self.kernel_l4
+        if not l4 and self.domain.writer is not None:
+            l4 = self.domain.writer.kernel_l4  # of the vCPU that speaks for this one, which has not been started
+        return self._walk(l4, gva, write=write)
 
     def translate_any(self, gva: int, *, write: bool = False) -> int:
         """Return the gpa behind an address of the mode that runs, kernel or user. Raises XenError(EFAULT)."""
@@ -375,7 +378,7 @@ class PvVcpu(Faults, Contexts):
 
     def _walk(self, l4: int, gva: int, *, write: bool) -> int:
         words = self.domain.memory.u64
-        if gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS:
+        if not l4 or gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS:
             raise XenError(Errno.EFAULT, f"gva {gva:#x} is not the guest's")
         entry = l4 << PAGE_SHIFT
         for shift in (39, 30, 21, 12):
