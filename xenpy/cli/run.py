@@ -54,6 +54,6 @@ def run(
     check(domain)
     for warning in without_effect(domain):
         log.note(f"warning: {warning}")
-    from xenpy.runner import Runner
+    from xenpy.toolstack.creating import runner
 
-    ctx.exit(Runner(domain, timeout_s=timeout_s, events=events).run())
+    ctx.exit(runner(domain, timeout_s=timeout_s, events=events).run())

@@ -1,0 +1,67 @@
+"""`block-attach`, `block-detach`, `block-list`, and the same for network interfaces."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("block-attach")
+@click.argument("domain")
+@click.argument("spec", metavar="SPEC...", nargs=-1, required=True)
+def block_attach(domain: str, spec: tuple[str, ...]) -> None:
+    """Add a disk to DOMAIN; SPEC is as in disk=, its parts may be arguments of their own."""
+    from xenpy.toolstack import hotplug
+
+    hotplug.attach(domain, "vbd", spec)
+
+
+@click.command("block-detach")
+@click.argument("domain")
+@click.argument("device")
+@click.option("--force", is_flag=True, help="Take the disk away without asking the guest.")
+def block_detach(domain: str, device: str, force: bool) -> None:
+    """Ask DOMAIN to give up the disk DEVICE, a name such as xvdb or a number, and wait until it has."""
+    from xenpy.toolstack import hotplug
+
+    hotplug.detach(domain, "vbd", device, force=force)
+
+
+@click.command("block-list")
+@click.argument("domains", metavar="DOMAIN...", nargs=-1, required=True)
+def block_list(domains: tuple[str, ...]) -> None:
+    """List the disks of domains."""
+    from xenpy.toolstack import formats, hotplug
+
+    for line in formats.block_table(hotplug.devices(domains, "vbd")):
+        click.echo(line)
+
+
+@click.command("network-attach")
+@click.argument("domain")
+@click.argument("spec", metavar="[KEY=VALUE]...", nargs=-1)
+def network_attach(domain: str, spec: tuple[str, ...]) -> None:
+    """Add a network interface to DOMAIN; settings are as in vif=."""
+    from xenpy.toolstack import hotplug
+
+    hotplug.attach(domain, "vif", spec)
+
+
+@click.command("network-detach")
+@click.argument("domain")
+@click.argument("device")
+@click.option("--force", is_flag=True, help="Take the interface away without asking the guest.")
+def network_detach(domain: str, device: str, force: bool) -> None:
+    """Ask DOMAIN to give up the interface DEVICE, a number or a MAC address, and wait until it has."""
+    from xenpy.toolstack import hotplug
+
+    hotplug.detach(domain, "vif", device, force=force)
+
+
+@click.command("network-list")
+@click.argument("domains", metavar="DOMAIN...", nargs=-1, required=True)
+def network_list(domains: tuple[str, ...]) -> None:
+    """List the network interfaces of domains."""
+    from xenpy.toolstack import formats, hotplug
+
+    for line in formats.network_table(hotplug.devices(domains, "vif")):
+        click.echo(line)
