@@ -102,8 +102,8 @@ class Filter:
         if known and not (_GLOB & set(value)) and value not in known:
             from difflib import get_close_matches
 
-            close = get_close_matches(value, known, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            close = get_close_matches(value, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"-e {expression}: there is no {kind.value} {value}{hint}")
         (names.unwanted if inverted else names.wanted).append(value)
 
