@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from xenpy.asm import Assembler, Mem, mem
-from xenpy.asm.registers import al, cr3, eax, r11, rax, rcx, rdi, rsi
+from xenpy.asm.registers import al, cr3, eax, r11, rax, rcx, rsi
 from xenpy.memory import PAGE_SIZE
 from xenpy.shim.layout import CODE_PAGES, Page, Port, State
 
@@ -26,11 +26,11 @@ class Resume(NamedTuple):
     invlpg: int
     """Flush the translation of State.INVLPG, then likewise."""
     writes: int
-    """Make the State.WRITE_COUNT entries (address, value) of the WRITES pages true, at least one; load RAX, RCX, RSI and RDI; IRETQ."""
+    """Touch the State.WRITE_COUNT words, at least one, whose addresses are in the WRITES pages; load RAX, RCX and RSI; IRETQ."""
     writes_cr3: int
     writes_invlpg: int
     flush: int
-    """Make the entries true and call us at Port.FLUSHED; no frame is needed, RAX, RCX, RSI and RDI are lost."""
+    """Touch the words and call us at Port.FLUSHED; no frame is needed, RAX, RCX and RSI are lost."""
 
 
 class Guest(NamedTuple):
@@ -177,10 +177,10 @@ def _resume(a: Assembler, window: int) -> None:
         a.lea(rsi, mem(rip=window + Page.WRITES * PAGE_SIZE))
         a.mov(rcx, state(State.WRITE_COUNT))
         a.label(name)
-        a.mov(rdi, mem(rsi))
-        a.mov(rax, mem(rsi, 8))
-        a.mov(mem(rdi), rax)
-        a.add(rsi, 16)
+        a.mov(rax, mem(rsi))
+        # Not the value that was written: another processor may have changed the entry since.
+        a.lock.or_(mem(rax), 0, size=4)
+        a.add(rsi, 8)
         a.dec(rcx)
         a.jnz(name)
 
@@ -188,7 +188,6 @@ def _resume(a: Assembler, window: int) -> None:
         if lists:
             a.mov(rcx, state(State.SAVED_RCX))
             a.mov(rsi, state(State.SAVED_RSI))
-            a.mov(rdi, state(State.SAVED_RDI))
         a.mov(rax, state(State.SAVED_RAX))
         a.iretq()
 

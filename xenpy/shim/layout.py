@@ -47,7 +47,7 @@ class Page(IntEnum):
     CODE = 21
     """Ring 0's."""
     WRITES = 24
-    """Page table entries that are still to be written in the guest: (address, value) pairs."""
+    """Addresses of page table entries that we have written and shadow page tables have not noticed: in-guest code touches them."""
     KERNEL_TABLE = 40
     """The level-1 table by which kernels see this window."""
     USER_TABLE = 41
@@ -62,7 +62,7 @@ class Page(IntEnum):
 
 
 CODE_PAGES: Final = 3
-WRITES_MAX: Final = (Page.KERNEL_TABLE - Page.WRITES) * 4096 // 16
+WRITES_MAX: Final = (Page.KERNEL_TABLE - Page.WRITES) * 4096 // 8
 
 
 class State(IntEnum):
@@ -76,7 +76,6 @@ class State(IntEnum):
     SAVED_RAX = 4
     SAVED_RCX = 5
     SAVED_RSI = 6
-    SAVED_RDI = 7
     WRITE_COUNT = 8
     INVLPG = 9
     KERNEL_SP = 10
@@ -130,7 +129,7 @@ class Port(IntEnum):
     SYSCALL32 = 0xE3
     SYSENTER = 0xE4
     FLUSHED = 0xE5
-    """All listed page table entries have been written."""
+    """All listed words have been touched."""
 
 
 def slot_base(slot: int) -> int:

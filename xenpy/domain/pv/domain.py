@@ -136,10 +136,13 @@ class PvDomain(Domain):
     # -- page tables --------------------------------------------------------------------------------------------------
 
     def _store(self, gpa: int, value: int) -> None:
-        """Write a page table entry: in memory at once, and again in the guest, where shadow page tables notice it."""
-        self.memory.u64[gpa >> 3] = value
+        """Write a page table entry: in memory at once, and a touch of it in the guest, which shadow page tables notice."""
+        words, index = self.memory.u64, gpa >> 3
+        if words[index] == value:
+            return
+        words[index] = value
         if self.writer is not None:
-            self.writer.queue_write(self.shim.direct(gpa), value)
+            self.writer.queue_touch(self.shim.direct(gpa))
 
     def _flush_all(self) -> None:
         """Have no vCPU run on with translations from before."""

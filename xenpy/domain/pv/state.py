@@ -284,11 +284,11 @@ class PvState(Vcpu):
             entry = window.descriptor_entry(first + index, mfns[index] if index < len(mfns) else 0)
             for table in (Page.KERNEL_TABLE, Page.USER_TABLE):
                 memory.u64[(window.gpa(table) >> 3) + first + index] = entry
-                self.queue_write(window.page_va(table) + (first + index) * 8, entry)
+                self.queue_touch(window.page_va(table) + (first + index) * 8)
         self.flush_tlb()
 
-    def queue_write(self, gva: int, value: int) -> None:
-        """Have a word be written in the guest before it goes on."""
+    def queue_touch(self, gva: int) -> None:
+        """Have a word be touched in the guest before it goes on."""
         raise NotImplementedError
 
     def flush_tlb(self) -> None:

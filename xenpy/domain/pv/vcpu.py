@@ -148,13 +148,13 @@ class PvVcpu(Faults, Contexts):
         if not (self._ring0 or load or self._writes or self._invlpg is not None):
             if sregs.cs.selector == self.cs and sregs.ss.selector == self.ss:
                 return  # nothing is marked dirty that is not: writing registers makes KVM forget exceptions
-        if len(self._writes) > 2 * WRITES_MAX:
+        if len(self._writes) > WRITES_MAX:
             self._flush_writes()
         resume = self.domain.shim.code.resume
         state = self.window.state
         state[State.SAVED_RAX] = regs.rax
         if self._writes:
-            state[State.SAVED_RCX], state[State.SAVED_RSI], state[State.SAVED_RDI] = regs.rcx, regs.rsi, regs.rdi
+            state[State.SAVED_RCX], state[State.SAVED_RSI] = regs.rcx, regs.rsi
             self._list_writes(self._writes)
             self._writes = []
             if load:
@@ -191,15 +191,15 @@ class PvVcpu(Faults, Contexts):
 
     def _list_writes(self, writes: list[int]) -> None:
         self.window.writes[: len(writes)] = memoryview(array("Q", writes))
-        self.window.state[State.WRITE_COUNT] = len(writes) // 2
+        self.window.state[State.WRITE_COUNT] = len(writes)
 
     def _flush_writes(self) -> None:
-        """Make a list of writes true that is too long for one entry."""
+        """Touch a list of words that is too long for one entry."""
         regs, kvm = self.kvm.regs, self.kvm
         saved = [getattr(regs, name) for name in _REGISTERS]
         self._set_ring0()
         while self._writes:
-            part, self._writes = self._writes[: 2 * WRITES_MAX], self._writes[2 * WRITES_MAX :]
+            part, self._writes = self._writes[:WRITES_MAX], self._writes[WRITES_MAX:]
             self._list_writes(part)
             regs.rip = self.window.va + self.domain.shim.code.resume.flush
             regs.rsp, regs.rflags = self.window.stack_top, _RING0_RFLAGS
@@ -387,9 +387,9 @@ class PvVcpu(Faults, Contexts):
                 raise XenError(Errno.EFAULT, f"gva {gva:#x} is not mapped")
         return entry & PTE_FRAME | gva & 0xFFF
 
-    def queue_write(self, gva: int, value: int) -> None:
-        """Have a word be written in the guest before it goes on."""
-        self._writes += (gva, value)
+    def queue_touch(self, gva: int) -> None:
+        """Have a word be touched in the guest before it goes on, so that shadow page tables notice what we have written there."""
+        self._writes.append(gva)
 
     def load_base(self, mfn: int) -> None:
         """Make an L4 the kernel's."""
