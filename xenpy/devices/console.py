@@ -92,6 +92,11 @@ class ConsoleRing:
         if not self.broken and self._give_input():
             self._notify()
 
+    def close(self) -> None:
+        """Let go of the page, which stays the caller's."""
+        self.broken = True
+        self._words.release()
+
     def drain(self) -> bytes:
         """Return the output that is still in the ring, for a domain that has ended."""
         chunks: list[bytes] = []

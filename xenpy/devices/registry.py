@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
     from xenpy.devices.xenbus import Backend, Services
 
-BACKENDS: Final[Mapping[str, str]] = {"vbd": "xenpy.devices.vbd", "vif": "xenpy.devices.vif"}
+BACKENDS: Final[Mapping[str, str]] = {
+    "vbd": "xenpy.devices.vbd",
+    "vif": "xenpy.devices.vif",
+    "console": "xenpy.devices.channel",
+}
 """Kind of device -> the module whose `create(services, domid, record, options)` makes its backend; imported when a guest has one.
 
 `create` opens what the device has of the host and raises ConfigError or HostError; `record` is the configuration's.
 """
 
-FIELDS: Final[Mapping[str, str]] = {"disks": "vbd", "vifs": "vif"}
+FIELDS: Final[Mapping[str, str]] = {"disks": "vbd", "vifs": "vif", "channels": "console"}
 """Field of a configuration that holds records -> the kind of device they describe."""
 
 

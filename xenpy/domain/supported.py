@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 NO_BACKEND: Final = {
     "p9": "p9",
-    "channel": "channels",
     "vfb": "vfbs",
     "vkb": "vkbs",
 }
