@@ -52,6 +52,8 @@ class PvVcpu(Faults, Contexts):
         super().__init__(domain, vcpu_id, vcpu_id, Sync.REGS | Sync.SREGS)
         self._blocked = False
         self._busy = False
+        """Whether the guest must go on before anything is changed. In-guest code may hold a frame that others wait for, with the lock."""
+        self._kicked = False
         self._in_guest = False
         self._flush = False
         self._invlpg: int | None = None
@@ -74,10 +76,13 @@ class PvVcpu(Faults, Contexts):
         while True:
             if run.immediate_exit:
                 kvm.clear_kick()
-                self._attend()
+                self._kicked = True
             if domain.ending is not None:
                 return
             if not self._busy:
+                if self._kicked:
+                    self._kicked = False
+                    self._attend()
                 if self._blocked or not self._up:
                     self._sleep()
                     continue
