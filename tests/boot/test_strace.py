@@ -38,7 +38,7 @@ def check(records: list[dict[str, object]]) -> None:
     assert {name for name in names if UNNAMED.search(name)} == set()
     assert {
         "event_channel_op.init_control",
-        "grant_table_op.setup_table",
+        "grant_table_op.query_size",
         "vcpu_op.set_singleshot_timer",
         "READ",
     } <= names

@@ -25,6 +25,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON, one line for each record.")
 @click.option("--perfetto", type=_FILE, metavar="FILE", help="Write a Chrome trace, for ui.perfetto.dev.")
 @click.option("--timeline", type=_FILE, metavar="FILE.svg", help="Draw what happened over time.")
+@click.option("--fault", "faults", metavar="RULE", multiple=True, help="Inject a fault; may be given several times.")
+@click.option("--fault-seed", type=int, default=0, metavar="NUMBER", help="Throw other dice for faults with a chance.")
 @click.option(
     "--fast-paths",
     is_flag=True,
@@ -51,6 +53,8 @@ def strace(
     as_json: bool,
     perfetto: Path | None,
     timeline: Path | None,
+    faults: tuple[str, ...],
+    fault_seed: int,
     fast_paths: bool,
     timeout_s: float | None,
     guest_type: str | None,
@@ -70,11 +74,18 @@ def strace(
       console                    the lines of the guest's console
       status=failed|successful
       vcpu=NUMBER,...
-    Kinds add up; =!NAME,... excludes. Exit codes are those of `xenpy run`.
+    Kinds add up; =!NAME,... excludes.
+
+    \b
+    RULE is EXPR:ACTION[:when=N|N+|N+STEP|N..M][:chance=P], such as
+      hypercall=memory_op.populate_physmap:error=ENOMEM:when=3+
+      xenstore=device/vif:error=EIO    event=console:delay=20ms:chance=0.1
+    ACTION is error=NAME, delay=TIME, drop, duplicate or reorder. Exit codes are those of `xenpy run`.
     """
     from xenpy import config
     from xenpy.domain.supported import check, without_effect
     from xenpy.runner import Runner
+    from xenpy.testing.faults.rules import parse
     from xenpy.testing.trace.filters import Filter
     from xenpy.testing.trace.record import Kind
     from xenpy.testing.trace.session import Session, without_fast_paths
@@ -89,6 +100,7 @@ def strace(
         log.note(f"warning: {warning}")
     pictures = perfetto is not None or timeline is not None
     only = Filter(expressions, always=[Kind.CONSOLE] if pictures else ())
+    rules = parse(faults, fault_seed)
     if not fast_paths:
         without_fast_paths(domain)
     sinks: list[Sink] = []
@@ -102,7 +114,7 @@ def strace(
         from xenpy.testing.trace.timeline import TimelineSink
 
         sinks.append(TimelineSink(timeline, f"{domain.name}: {domain.kernel.name}, {domain.type.value}"))
-    session = Session(sinks, only)
+    session = Session(sinks, only, rules)
     try:
         code = Runner(domain, timeout_s=timeout_s, observer=session).run()
     finally:

@@ -30,11 +30,11 @@ class _Names:
     unwanted: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
-    def match(self, name: str) -> bool:
-        """Tell whether a name, or its part before a full stop, is wanted."""
-        if any(_matches(name, pattern) for pattern in self.unwanted):
+    def match(self, name: str, purpose: str = "") -> bool:
+        """Tell whether a name, its part before a full stop, or what it is for, is wanted."""
+        if any(_matches(name, pattern) or pattern == purpose for pattern in self.unwanted):
             return False
-        return not self.wanted or any(_matches(name, pattern) for pattern in self.wanted)
+        return not self.wanted or any(_matches(name, pattern) or pattern == purpose for pattern in self.wanted)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -135,7 +135,7 @@ class Filter:
         if self._vcpus and record.vcpu_id is not None and record.vcpu_id not in self._vcpus:
             return False
         names = self._kinds.get(record.kind)
-        if names is None or not names.match(record.name):
+        if names is None or not names.match(record.name, str(record.args.get("for", ""))):
             return False
         return not names.paths or any(_is_at(record.args.get("path"), path) for path in names.paths)
 

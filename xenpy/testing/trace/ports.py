@@ -53,7 +53,7 @@ class PortNames:
                 yield "/".join(path.removeprefix(f"{self._home}/").split("/")[:3]), value
 
 
-def port_fields(entry: Port, names: PortNames | None) -> dict[str, Value]:
+def port_fields(entry: Port, names: PortNames) -> dict[str, Value]:
     """Return what an event is: to which port of whom, and from where."""
     fields: dict[str, Value] = {"to": entry.owner.domid, "port": entry.number}
     if entry.state == states.VIRQ:
@@ -61,8 +61,7 @@ def port_fields(entry: Port, names: PortNames | None) -> dict[str, Value]:
     peer = entry.peer
     if peer is not None:
         fields |= {"from": peer.owner.domid, "from_port": peer.number}
-        if names is not None:
-            ours, other = (peer.number, entry.number) if not entry.owner.domid else (entry.number, peer.number)
-            if name := names.name(ours, other):
-                fields["for"] = name
+        ours, other = (peer.number, entry.number) if not entry.owner.domid else (entry.number, peer.number)
+        if name := names.name(ours, other):
+            fields["for"] = name
     return fields

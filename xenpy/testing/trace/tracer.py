@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
 
 from xenpy import log
 from xenpy.abi.event_channel import EVTCHNSTAT
@@ -42,6 +42,14 @@ _MAX_ERRNO: Final = 4095
 """Results from -4095 to -1 are refusals. Ref: Linux, MAX_ERRNO"""
 
 
+@runtime_checkable
+class CarriesOut(Protocol):
+    """What stands where `Domain.dispatch` did, and can tell why it refuses."""
+
+    def carry_out(self, call: Call) -> int:
+        """Carry out a hypercall. Raises XenError."""
+
+
 class Tracer:
     """Listens to one domain from `attach` to `detach`; `with` does both.
 
@@ -68,6 +76,7 @@ class Tracer:
         self._undo: list[Callable[[], None]] = []
         self._names = PortNames(host.store, domain.domid)
         self._line = b""
+        self._carry_out: Callable[[Call], int] = carry_out
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -103,7 +112,8 @@ class Tracer:
     def _listen_to_hypercalls(self) -> None:
         domain, before = self._domain, self._domain.dispatch
         # Our own dispatch keeps what the guest never sees: why it was refused.
-        self._carry_out = carry_out if before is dispatch else before
+        if before is not dispatch:
+            self._carry_out = before.carry_out if isinstance(before, CarriesOut) else before
         domain.dispatch = self._dispatch
 
         def undo() -> None:
@@ -202,7 +212,7 @@ class Tracer:
                 deliver(entry)
                 return
             # By now: delivering may close the port.
-            fields = port_fields(entry, self._names if self._arguments else None)
+            fields = port_fields(entry, self._names)
             record = self._record(Kind.EVENT, EVTCHNSTAT(entry.state).name, fields)
             record.vcpu_id = entry.vcpu_id if to_guest else None
             started = self._clock()

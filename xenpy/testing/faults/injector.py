@@ -1,0 +1,255 @@
+"""Between a domain and its hypervisor, where rules strike: at the same places at which a tracer listens."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Self
+
+from xenpy.abi.event_channel import EVTCHNSTAT
+from xenpy.abi.grant_table import GNTST
+from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.dispatch import carry_out
+from xenpy.hypercalls.multicall import multicall
+from xenpy.pv.gnttab import GrantError
+from xenpy.pv.xenstore import Connection
+from xenpy.testing.faults.rules import Action
+from xenpy.testing.trace import messages
+from xenpy.testing.trace.calls import MULTICALL, name_of
+from xenpy.testing.trace.ports import PortNames, port_fields
+from xenpy.testing.trace.record import Kind, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from xenpy.domain.domain import Domain
+    from xenpy.host import Host
+    from xenpy.hypercalls.call import Call
+    from xenpy.pv.evtchn.port import Port
+    from xenpy.pv.evtchn.table import Deliver
+    from xenpy.pv.gnttab.pins import Use
+    from xenpy.pv.xenstore.watches import Watch
+    from xenpy.pv.xenstore.wire import Message
+    from xenpy.testing.faults.rules import Rule
+    from xenpy.testing.trace.record import Value
+
+_SLICE_S: Final = 0.05
+_REASON: Final = "an injected fault"
+_OK: Final = b"OK\0"
+_MAX_HELD: Final = 1024
+"""Events that wait for a delay to be over, or for another to overtake them; more are delivered at once."""
+
+
+def _ignore(_name: str, _fields: dict[str, Value]) -> None:
+    """Tell nobody."""
+
+
+class Injector:
+    """Applies rules to one domain from `attach` to `detach`; `with` does both. A tracer that is attached later shows what comes of it.
+
+    `on_fault(name, fields)` hears of each fault when it strikes. Of several rules that strike at once, the first counts.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        domain: Domain,
+        rules: Sequence[Rule],
+        on_fault: Callable[[str, dict[str, Value]], None] = _ignore,
+    ) -> None:
+        self._host = host
+        self._domain = domain
+        self._rules = list(rules)
+        self._kinds = {rule.kind for rule in rules}
+        self.on_fault = on_fault
+        self._names = PortNames(host.store, domain.domid)
+        self._held: list[tuple[Deliver, Port]] = []
+        self._delayed = 0
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self) -> None:
+        """Begin; the domain may run already."""
+        with self._host.lock:
+            if Kind.HYPERCALL in self._kinds:
+                before = self._domain.dispatch
+                self._domain.dispatch = self
+                self._undo.append(lambda: self._put_back(before))
+            if Kind.EVENT in self._kinds:
+                tables = self._domain.evtchn, self._host.ports
+                self._undo += [table.interpose(self._delivering) for table in tables]
+            if Kind.XENSTORE in self._kinds:
+                self._come_between_xenstore()
+            if Kind.GRANT in self._kinds:
+                self._come_between_grants()
+
+    def detach(self) -> None:
+        """End; events that were held back are delivered. Idempotent."""
+        with self._host.lock:
+            while self._undo:
+                self._undo.pop()()
+            self._release_held()
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def _struck(self, kind: Kind, name: str, fields: dict[str, Value]) -> Rule | None:
+        """Return the rule that strikes, and tell of it. Every rule counts what it matches."""
+        subject = Record(0, self._domain.domid, None, kind, name, fields)
+        struck = [rule for rule in self._rules if rule.strikes(subject)]
+        if not struck:
+            return None
+        rule = struck[0]
+        told: dict[str, Value] = {"rule": rule.text, "number": rule.seen, "what": f"{kind.value} {name}"}
+        self.on_fault(rule.action.value, told)
+        return rule
+
+    # -- hypercalls ---------------------------------------------------------------------------------------------------
+
+    def _put_back(self, dispatch: Callable[[Call], int]) -> None:
+        self._domain.dispatch = dispatch
+
+    def __call__(self, call: Call) -> int:
+        """Take the place of `Domain.dispatch`."""
+        try:
+            return self.carry_out(call)
+        except XenError as error:
+            return -error.errno
+
+    def carry_out(self, call: Call) -> int:
+        """Carry out a hypercall, or not. Raises XenError."""
+        if call.nr == MULTICALL:
+            multicall(call, self)
+            return 0
+        rule = self._struck(Kind.HYPERCALL, name_of(call)[0], {})
+        if rule is None:
+            return carry_out(call)
+        if rule.action is Action.ERROR:
+            raise XenError(Errno(rule.error), _REASON)
+        if rule.action is Action.DROP:
+            return 0
+        if rule.action is Action.DELAY:
+            self._sleep(call, rule.delay_s)
+        else:
+            with suppress(XenError):
+                carry_out(call)
+        return carry_out(call)
+
+    def _sleep(self, call: Call, seconds: float) -> None:
+        """Let a vCPU wait without the lock, and no longer than its domain lives."""
+        deadline = time.monotonic() + seconds
+        while (rest := deadline - time.monotonic()) > 0:
+            self._host.lock.release()
+            try:
+                time.sleep(min(rest, _SLICE_S))
+            finally:
+                self._host.lock.acquire()
+            call.checkpoint()
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def _delivering(self, deliver: Deliver) -> Deliver:
+        domid = self._domain.domid
+
+        def delivering(entry: Port) -> None:
+            concerns = entry.owner.domid == domid or (entry.peer is not None and entry.peer.owner.domid == domid)
+            rule = None
+            if concerns:
+                fields = port_fields(entry, self._names)
+                rule = self._struck(Kind.EVENT, EVTCHNSTAT(entry.state).name, fields)
+            if rule is not None and rule.action is Action.REORDER and len(self._held) < _MAX_HELD:
+                self._held.append((deliver, entry))
+                return
+            if rule is not None and rule.action is Action.DELAY and self._delayed < _MAX_HELD:
+                self._deliver_later(deliver, entry, rule.delay_s)
+                return
+            if rule is None or rule.action is not Action.DROP:
+                deliver(entry)
+            if rule is not None and rule.action is Action.DUPLICATE:
+                deliver(entry)
+            if concerns:
+                self._release_held()
+
+        return delivering
+
+    def _release_held(self) -> None:
+        held, self._held = self._held, []
+        for deliver, entry in held:
+            _deliver_if_bound(deliver, entry, entry.state)
+
+    def _deliver_later(self, deliver: Deliver, entry: Port, seconds: float) -> None:
+        loop, state = self._host.loop, entry.state
+        self._delayed += 1
+
+        def due() -> None:
+            with self._host.lock:
+                self._delayed -= 1
+                if self._domain.ending is None:
+                    _deliver_if_bound(deliver, entry, state)
+
+        loop.call_soon(lambda: _forget(loop.call_later(seconds, due)))
+
+    # -- xenstore and grants --------------------------------------------------------------------------------------------
+
+    def _come_between_xenstore(self) -> None:
+        store = self._host.store
+        serve, hand = store.serve, store.watches.hand
+        domid = self._domain.domid
+
+        def serving(connection: Connection, message: Message) -> bytes:
+            if connection.caller.domid != domid:
+                return serve(connection, message)
+            rule = self._struck(Kind.XENSTORE, messages.type_name(message.type), messages.request(message))
+            if rule is not None and rule.action is Action.ERROR:
+                raise XenError(Errno(rule.error), _REASON)
+            if rule is not None and rule.action is Action.DROP:
+                return _OK
+            if rule is not None:
+                with suppress(XenError):
+                    serve(connection, message)
+            return serve(connection, message)
+
+        def handing(watch: Watch, path: str) -> None:
+            rule = None
+            if isinstance(watch.sink, Connection) and watch.sink.caller.domid == domid:
+                rule = self._struck(Kind.XENSTORE, "WATCH_EVENT", {"path": path})
+            if rule is None or rule.action is Action.DUPLICATE:
+                hand(watch, path)
+            if rule is not None and rule.action is Action.DUPLICATE:
+                hand(watch, path)
+
+        store.serve, store.watches.hand = serving, handing
+
+        def undo() -> None:
+            store.serve, store.watches.hand = serve, hand
+
+        self._undo.append(undo)
+
+    def _come_between_grants(self) -> None:
+        gnttab = self._domain.gnttab
+        make_use = gnttab.make_use
+
+        def using(gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
+            rule = self._struck(Kind.GRANT, "map" if mapping else "copy", {"ref": gref, "by": domid})
+            if rule is not None:
+                raise GrantError(GNTST(rule.error), _REASON)
+            return make_use(gref, domid, readonly=readonly, mapping=mapping)
+
+        gnttab.make_use = using
+
+        def undo() -> None:
+            gnttab.make_use = make_use
+
+        self._undo.append(undo)
+
+
+def _deliver_if_bound(deliver: Deliver, entry: Port, state: int) -> None:
+    if entry.state == state:  # it may have been closed meanwhile, and an event on a closed port is none
+        deliver(entry)
+
+
+def _forget(_deadline: object) -> None:
+    """Keep nothing of a deadline that nobody cancels."""
