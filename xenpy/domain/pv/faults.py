@@ -10,12 +10,14 @@ from xenpy.domain.ending import End, Ending
 from xenpy.domain.pv.bounce import Bounces
 from xenpy.domain.pv.machine import GuestMachine
 from xenpy.domain.vcpu import DomainDying
+from xenpy.errors import XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privileged, emulate_store
 from xenpy.pv.emulate.machine import Vector
 from xenpy.pv.mmu.entries import XEN_SLOTS
+from xenpy.pv.mmu.layout import is_l1
 from xenpy.pv.paging import PTE_FRAME, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
 from xenpy.shim.layout import WINDOW_SIZE, Page, Port, Selector
 
@@ -118,7 +120,7 @@ class Faults(Bounces):
         domain = self.domain
         if self.in_kernel:
             error &= ~_PF_USER
-            if error & (_PF_PRESENT | _PF_WRITE) == _PF_PRESENT | _PF_WRITE:
+            if error & (_PF_PRESENT | _PF_WRITE) == _PF_PRESENT | _PF_WRITE and self._is_table(gva):
                 self.take_over()
                 with domain.host.lock:
                     outcome = emulate_store(self._machine, gva, self._write_entry)
@@ -130,6 +132,13 @@ class Faults(Bounces):
             return
         domain.shared_info.vcpu_info[self.vcpu_id].cr2 = gva
         self.raise_trap(Vector.PF, error)
+
+    def _is_table(self, gva: int) -> bool:
+        """Tell whether an address is in an L1 table; stores to other read-only pages are the kernel's to deal with, whatever they store."""
+        try:
+            return is_l1(self.domain.mmu.frames.word(self.translate(gva) >> PAGE_SHIFT))
+        except XenError:
+            return False
 
     def _is_stale(self, error: int, gva: int) -> bool:
         """Tell whether the tables permit what faulted, so that a translation from before their last change is to blame."""
