@@ -236,9 +236,9 @@ class SharedConsole(Terminal):
                     done = True
                 if viewer.place > before:
                     deadline = time.monotonic() + _PATIENCE_S
-                if done:
+                if done:  # nobody waits for another viewer
                     poll.unregister(fd)
-                    del viewers[fd]
-        for viewer in self._viewers:
+                    viewers.pop(fd).connection.close()
+        for viewer in viewers.values():
             viewer.connection.close()
         self._viewers.clear()

@@ -13,7 +13,7 @@ from xenpy.toolstack.client import connect
 from xenpy.toolstack.protocol import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _DETACH_S: Final = 10.0
 """How long a guest may take to give up a device. Ref: libxl, LIBXL_DESTROY_TIMEOUT"""
@@ -40,9 +40,11 @@ def detach(identifier: str, kind: str, device: str, *, force: bool) -> None:
             time.sleep(_LOOK_S)
 
 
-def devices(identifiers: Sequence[str], kind: str) -> Iterator[dict[str, Any]]:
-    """Yield the devices of domains, each with its domain's number as "domid". Raises CommandError."""
+def devices(identifiers: Sequence[str], kind: str) -> list[dict[str, Any]]:
+    """Return the devices of domains, each with its domain's number as "domid". Raises CommandError."""
+    found: list[dict[str, Any]] = []
     for identifier in identifiers:
         with connect(identifier) as connection:
-            for row in connection.call("devices", kind=kind):
-                yield {**row, "domid": connection.record.domid}
+            domid = connection.record.domid
+            found += [{**row, "domid": domid} for row in connection.call("devices", kind=kind)]
+    return found

@@ -1,0 +1,375 @@
+"""The xl-shaped commands on guests that run: each command is a process of its own, as for a user."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from toolstack_rig import TIMEOUT_S, Toolstack, is_running, until
+
+from xenpy.exitcodes import ExitCode
+from xenpy.toolstack import lifecycle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import build
+
+MANY = 20
+
+
+@pytest.fixture
+def tools(tmp_path: Path, builder: build.Builder) -> Iterator[Toolstack]:
+    toolstack = Toolstack(tmp_path, builder.build("console"))
+    yield toolstack
+    toolstack.destroy_all()
+    assert toolstack.entries() == []
+
+
+@pytest.fixture
+def ending(builder: build.Builder) -> str:
+    """Return the setting that makes a guest one that ends as its command line says."""
+    return f"kernel={builder.build('ending')}"
+
+
+def test_many_guests_side_by_side(tools: Toolstack) -> None:
+    names = [f"guest{number}" for number in range(MANY)]
+    makers = [tools.popen("create", *tools.settings(name)) for name in names]
+    for maker in makers:
+        _, err = maker.communicate(timeout=TIMEOUT_S)
+        assert (maker.returncode, err) == (0, b"")
+    listed = tools.listed()
+    assert sorted(listed) == sorted(names)
+    assert sorted(int(columns[0]) for columns in listed.values()) == list(range(1, MANY + 1))
+    pids = [tools.record(name)["pid"] for name in names]
+    for name in names:
+        tools.ok("pause", name)
+    assert {columns[3] for columns in tools.listed().values()} == {"--p---"}
+    for name in names:
+        tools.ok("destroy", name)
+    assert tools.listed() == {}
+    assert tools.entries() == []
+    until(lambda: not any(map(is_running, pids)), "end of the guests' processes")
+
+
+def test_one_of_many_gets_a_name(tools: Toolstack) -> None:
+    makers = [tools.popen("create", "-q", *tools.settings("one")) for _ in range(5)]
+    results = [(*maker.communicate(timeout=TIMEOUT_S), maker.returncode) for maker in makers]
+    assert sorted(code for _, _, code in results) == [0, 1, 1, 1, 1]
+    assert all(b'Domain with name "one" already exists.' in err for _, err, code in results if code)
+    assert list(tools.listed()) == ["one"]
+
+
+def test_every_viewer_sees_every_byte(tools: Toolstack) -> None:
+    tools.create("talker", "-p")
+    lines = [b"%06d " % number * 100 for number in range(60)]
+    expected = b"ready\n" + b"".join(b"[%s]\n" % line for line in lines)
+    with tools.viewer("talker") as early, tools.viewer("talker") as typist:
+        tools.ok("unpause", "talker")
+        out: dict[str, bytes] = {}
+        assert typist.stdin is not None
+        typist.stdin.write(b"".join(line + b"\n" for line in lines))
+        typist.stdin.flush()
+        reader = threading.Thread(target=lambda: out.update(typist=typist.communicate(timeout=TIMEOUT_S)[0]))
+        watcher = threading.Thread(target=lambda: out.update(early=early.communicate(timeout=TIMEOUT_S)[0]))
+        watcher.start()
+        with tools.viewer("talker") as late:
+            assert late.stdout is not None
+            seen = late.stdout.read(len(expected))
+            assert seen == expected
+            reader.start()  # which closes the typist's stdin: its console goes on
+            assert late.stdin is not None
+            late.stdin.write(b"bye\n")
+            late.stdin.flush()
+            assert late.stdout.read() == b""
+            assert late.wait(TIMEOUT_S) == 0
+        reader.join()
+        watcher.join()
+        assert out == {"typist": expected, "early": expected}
+        assert (typist.returncode, early.returncode) == (0, 0)
+    assert tools.listed() == {}
+
+
+def test_a_viewer_that_is_stopped_misses_nothing(tools: Toolstack) -> None:
+    tools.create("talker")
+    with tools.viewer("talker") as sleeper:
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.read(6) == b"ready\n"
+        sleeper.send_signal(signal.SIGSTOP)
+        line = b"x" * 4000
+        tools.xl("console", "talker", stdin=(line + b"\n") * 100 + b"bye\n")
+        assert tools.listed() == {}
+        sleeper.send_signal(signal.SIGCONT)
+        assert sleeper.stdout.read() == b"[%s]\n" % line * 100
+
+
+def test_a_console_in_the_foreground(tools: Toolstack) -> None:
+    done = tools.xl("create", "-qF", "-c", *tools.settings("front"), stdin=b"hello\nbye\n")
+    assert (done.code, done.out, done.err) == (0, "ready\n[hello]\n", "")
+    done = tools.xl("create", "-qc", *tools.settings("back"), stdin=b"hello\nbye\n")
+    assert (done.code, done.out, done.err) == (0, "ready\n[hello]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("way", "code"),
+    [
+        ("poweroff", ExitCode.POWEROFF),
+        ("crash", ExitCode.CRASH),
+        ("watchdog", ExitCode.WATCHDOG),
+        ("suspend", ExitCode.SUSPEND),
+        ("reboot", ExitCode.REBOOT_LOOP),
+    ],
+)
+def test_the_foreground_exits_with_the_documented_code(tools: Toolstack, ending: str, way: str, code: ExitCode) -> None:
+    assert tools.xl("create", "-qF", *tools.settings("x", ending, f"cmdline={way}")).code == code
+
+
+def test_a_guest_that_starts_anew_gets_a_new_domid(tools: Toolstack, ending: str) -> None:
+    tools.xl("create", "-qF", *tools.settings("x", ending, "cmdline=reboot"))
+    tools.create("next")
+    assert int(tools.ok("domid", "next")) > 2
+
+
+def test_a_guest_that_is_preserved(tools: Toolstack, ending: str) -> None:
+    tools.create("x", settings=(ending, "cmdline=crash", "on_crash=preserve"))
+    until(lambda: tools.listed()["x"][3] == "---sc-", "crash")
+    done = tools.xl("pause", "x")
+    assert done.code == 1
+    assert "has ended (crash)" in done.err
+    tools.ok("destroy", "x")
+
+
+def test_a_killed_domain_leaves_nothing(tools: Toolstack) -> None:
+    tools.create("x")
+    with tools.viewer("x") as viewer:
+        assert viewer.stdout is not None
+        assert viewer.stdout.read(6) == b"ready\n"
+        os.kill(tools.record("x")["pid"], signal.SIGKILL)
+        assert viewer.wait(TIMEOUT_S) == 0
+    assert len(tools.entries()) == 1
+    assert tools.listed() == {}
+    assert tools.entries() == []
+    tools.create("x")
+    assert tools.listed()["x"][0] == "2"
+
+
+def test_killed_commands_do_the_domain_no_harm(tools: Toolstack) -> None:
+    for _ in range(5):
+        maker = tools.popen("create", "-q", *tools.settings("x"))
+        until(tools.entries, "registration")
+        maker.kill()
+        maker.communicate()
+        until(lambda: "x" in tools.listed(), "domain whose command was killed")
+        with tools.viewer("x") as viewer:
+            assert viewer.stdout is not None
+            assert viewer.stdout.read(6) == b"ready\n"
+        tools.ok("pause", "x")
+        tools.ok("destroy", "x")
+
+
+def test_a_process_that_does_not_listen_is_killed(tools: Toolstack, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools.create("x")
+    pid = tools.record("x")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tools.directory))
+    monkeypatch.setattr(lifecycle, "_GRACE_S", 0.1)
+    lifecycle.destroy("x")
+    assert not is_running(pid)
+    assert tools.listed() == {}
+
+
+def test_a_paused_guest_stands_still(tools: Toolstack) -> None:
+    tools.create("x")
+    with tools.viewer("x") as viewer:
+        assert viewer.stdin is not None
+        assert viewer.stdout is not None
+        assert viewer.stdout.read(6) == b"ready\n"
+        tools.ok("pause", "x")
+        viewer.stdin.write(b"hello\n")
+        viewer.stdin.flush()
+        assert tools.listed()["x"][3] == "--p---"
+        os.set_blocking(viewer.stdout.fileno(), False)
+        assert viewer.stdout.read() is None
+        os.set_blocking(viewer.stdout.fileno(), True)
+        tools.ok("unpause", "x")
+        assert viewer.stdout.read(8) == b"[hello]\n"
+
+
+def test_a_foreground_run_can_be_commanded(tools: Toolstack) -> None:
+    with tools.popen("run", *tools.settings("x"), program="xenpy") as process:
+        assert process.stdout is not None
+        assert process.stdout.read(6) == b"ready\n"
+        assert tools.listed()["x"][1] == "16"
+        tools.ok("rename", "x", "y")
+        assert list(tools.listed()) == ["y"]
+        assert tools.ok("domname", "1") == "y\n"
+        tools.ok("destroy", "y")
+        _, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == ExitCode.INTERRUPTED
+        assert b"y: destroyed" in err
+
+
+def test_waiting_for_the_end(tools: Toolstack) -> None:
+    tools.create("x")
+    with tools.popen("shutdown", "-w", "x") as waiting:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == b"Shutting down domain 1\n"
+        assert waiting.stderr.readline() == b"Waiting for 1 domain\n"
+        tools.xl("console", "x", stdin=b"bye\n")
+        assert waiting.stderr.read() == b"Domain 1 has been shut down, reason code 0\n"
+        assert waiting.wait(TIMEOUT_S) == 0
+    tools.create("y")
+    with tools.popen("shutdown", "-aw") as waiting:
+        assert waiting.stderr is not None
+        waiting.stderr.readline()
+        waiting.stderr.readline()
+        os.kill(tools.record("y")["pid"], signal.SIGKILL)
+        assert waiting.stderr.read() == b"Domain 2 has been destroyed.\n"
+
+
+def test_what_cannot_be_created_leaves_nothing(tools: Toolstack, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"\x7fELF" + bytes(100))
+    done = tools.xl("create", "-q", *tools.settings("x", f"kernel={kernel}"))
+    assert done.code == ExitCode.CONFIG
+    assert str(kernel) in done.err
+    assert tools.entries() == []
+    assert tools.xl("create", "-q", "/no/such/file").code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pause", "ghost"], ["destroy", "7"], ["console", "ghost"], ["vcpu-list", "ghost"], ["list", "99999999999"],
+        ["domid", "ghost"], ["domname", "7"], ["mem-set", "ghost", "7"], ["block-list", "ghost"],
+    ],
+)  # fmt: skip
+def test_a_domain_that_does_not_exist(tools: Toolstack, command: list[str]) -> None:
+    done = tools.xl(*command)
+    assert (done.code, done.out) == (1, "")
+    expected = "maybe this domain does not exist" if command[0].startswith("dom") else "(rc=-6)"
+    assert expected in done.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["mem-set", "x", "17"], ["mem-set", "x", "many"], ["mem-set", "x", "0"], ["vcpu-set", "x", "9"],
+        ["vcpu-set", "-i", "x", "9"], ["sysrq", "x", "ab"], ["rename", "x", "a/b"], ["rename", "x", "y"],
+        ["block-attach", "x", "/no/such/disk,raw,xvda,rw"], ["block-attach", "x", "nonsense"],
+        ["block-detach", "x", "xvdz"], ["network-detach", "x", "0"], ["network-attach", "x", "mac=nonsense"],
+        ["dump-core", "x", "/no/such/directory/core"],
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_refused(tools: Toolstack, command: list[str]) -> None:
+    tools.create("x")
+    tools.create("y")
+    done = tools.xl(*command)
+    assert done.code in (ExitCode.FAILURE, ExitCode.CONFIG)
+    assert done.err.startswith("xl: ")
+    assert sorted(tools.listed()) == ["x", "y"]
+
+
+def test_what_is_asked_of_the_kernel_is_there_for_it(tools: Toolstack) -> None:
+    tools.create("x", settings=("maxmem=32", "maxvcpus=2"))
+    for command in (
+        ["mem-set", "x", "24m"],
+        ["vcpu-set", "x", "2"],
+        ["sysrq", "x", "s"],
+        ["shutdown", "x"],
+        ["reboot", "x"],
+    ):
+        tools.ok(*command)
+    assert [line.split()[:3] for line in tools.ok("vcpu-list", "x").splitlines()[1:]] == [
+        ["x", "1", "0"],
+        ["x", "1", "1"],
+    ]
+    assert tools.ok("uptime", "x").splitlines()[1].split()[:2] == ["x", "1"]
+    assert "x" in tools.ok("top", "-i", "2", "-d", "0.1")
+
+
+def test_disks_come_and_go(tools: Toolstack, tmp_path: Path) -> None:
+    image, other = tmp_path / "disk", tmp_path / "other"
+    image.write_bytes(bytes(1 << 20))
+    other.write_bytes(bytes(1 << 20))
+    tools.create("x")
+    tools.ok("block-attach", "x", f"{image},raw", "xvdb,rw")
+    assert tools.ok("block-list", "x").splitlines()[1].split()[:4] == ["51728", "0", "1", "1"]
+    (config,) = json.loads(tools.ok("list", "-l", "x"))
+    assert config["config"]["disks"][0]["pdev_path"] == str(image)
+    assert "exists already" in tools.xl("block-attach", "x", f"{other},raw,xvdb,rw").err
+    tools.ok("block-detach", "x", "xvdb")
+    assert len(tools.ok("block-list", "x").splitlines()) == 1
+    assert "disks" not in json.loads(tools.ok("list", "-l", "x"))[0]["config"]
+
+
+def test_a_core_has_what_was_in_memory(tools: Toolstack, tmp_path: Path) -> None:
+    from elftools.elf.elffile import ELFFile
+
+    tools.create("x")
+    with tools.viewer("x") as viewer:
+        assert viewer.stdout is not None
+        assert viewer.stdout.read(6) == b"ready\n"
+        core = tmp_path / "core"
+        tools.ok("dump-core", "x", str(core))
+    with core.open("rb") as file, tools.kernel.open("rb") as kernel_file:
+        elf, kernel = ELFFile(file), ELFFile(kernel_file)
+        sections = {section.name: section for section in elf.iter_sections()}
+        text = kernel.get_section_by_name(".text")
+        pfns = memoryview(sections[".xen_pfn"].data()).cast("Q")
+        page = list(pfns).index(text["sh_addr"] >> 12)
+        at = (page << 12) + text["sh_addr"] % 4096
+        assert sections[".xen_pages"].data()[at : at + text["sh_size"]] == text.data()
+        header = memoryview(sections[".note.Xen"].data()[16 + 16 : 16 + 16 + 32]).cast("Q")
+        assert list(header) == [0xF00FEBEE, 1, len(pfns), 4096]
+
+
+def test_messages_of_guests_and_debug_keys(tools: Toolstack, ending: str) -> None:
+    tools.xl("create", "-qF", *tools.settings("x", ending, "cmdline=poweroff"))
+    tools.create("y")
+    tools.ok("debug-keys", "qe?")
+    text = tools.ok("dmesg", "-c")
+    assert "(d1) ending: poweroff\n" in text
+    assert "(XEN)     name=y type=pvh state=running" in text
+    assert "Event channel information for domain 2" in text
+    assert "no such key" in text
+    assert tools.ok("dmesg") == ""
+
+
+def test_a_script_for_xl(tools: Toolstack, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "xenpy", "install-xl", tmp_path / "bin"], check=True, capture_output=True)
+    (tmp_path / "g.cfg").write_text(f'name = "cfg"\ntype = "pvh"\nkernel = "{tools.kernel}"\nmemory = 16\n')
+    script = f"""
+        set -e
+        xl create -p g.cfg
+        xl console cfg < input > output &
+        sleep 0.5
+        xl unpause cfg
+        wait
+        xl info xen_caps
+        echo bye | xl create -F -c /dev/null name="x" kernel="{tools.kernel}" type="pvh" memory=32 cmdline="a b"
+        echo "ended $?"
+        xl destroy cfg || echo "is gone"
+    """
+    (tmp_path / "input").write_bytes(b"hello\nbye\n")
+    environment = {**tools.environment, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "Parsing config from g.cfg",
+        "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64",
+        "Parsing config from /dev/null",
+        "ready",
+        "ended 0",
+        "is gone",
+    ]
+    assert done.stderr == "xl: cfg is an invalid domain identifier (rc=-6)\n"
+    assert (tmp_path / "output").read_bytes() == b"ready\n[hello]\n"
