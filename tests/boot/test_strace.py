@@ -85,6 +85,27 @@ def test_abi_of_two_kernels(tmp_path: Path) -> None:
     assert "mmu_update" not in done.stdout, "both update page tables"
 
 
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("rule", "fault", "reaction"),
+    [
+        ("hypercall=event_channel_op.init_control:error=ENOSYS", "error", "Using 2-level ABI"),
+        ("xenstore=watch:error=EIO", "error", "Failed to set shutdown watcher"),
+        ("event=virq:duplicate", "duplicate", "System halted"),
+        ("event=store:delay=3ms:chance=0.5", "delay", "System halted"),
+    ],
+)
+def test_linux_reacts_to_faults(tmp_path: Path, rule: str, fault: str, reaction: str) -> None:
+    out = tmp_path / "trace"
+    options = ["--fault", rule, "--fast-paths", "--json", "-e", "fault", "-o", str(out), "--timeout", str(TIMEOUT)]
+    argv = [sys.executable, "-m", "xenpy", "strace", str(configuration(tmp_path, "pv")), *options]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, (done.stdout[-2000:], done.stderr)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {(record["kind"], record["name"], record["args"]["rule"]) for record in records} == {("fault", fault, rule)}
+    assert reaction in done.stdout
+
+
 @pytest.mark.emulated
 def test_pvh_linux(emulated_host: EmulatedHost, tmp_path: Path) -> None:
     argv = [

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import xenpy
+from xenpy.exitcodes import ExitCode
 from xenpy.testing.trace import trace
 
 if TYPE_CHECKING:
@@ -111,3 +112,25 @@ def test_bad_options(runs: Runs, mode: Mode, options: list[str]) -> None:
     done = xenpy_command("strace", runs.elf("evtchn", mode), mode, *options)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kernel", ["xenstore", "evtchn", "gnttab", "misc"])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_storm_of_faults_breaks_more_than_the_guest(runs: Runs, mode: Mode, kernel: str, seed: int) -> None:
+    rules = [
+        *(
+            f"hypercall:{action}:chance=.05"
+            for action in ("error=EAGAIN", "error=EFAULT", "drop", "duplicate", "delay=1ms")
+        ),
+        *(f"event:{action}:chance=.1" for action in ("drop", "duplicate", "reorder", "delay=2ms")),
+        *(f"xenstore:{action}:chance=.1" for action in ("error=ENOENT", "drop", "duplicate")),
+    ]
+    options = [word for rule in rules for word in ("--fault", rule)]
+    done = xenpy_command(
+        "strace", runs.elf(kernel, mode), mode, *options, "--fault-seed", str(seed), "--timeout", "3", "-e", "fault"
+    )
+    assert done.returncode in (ExitCode.POWEROFF, ExitCode.CRASH, ExitCode.TIMEOUT, ExitCode.REBOOT), done.stderr[
+        -2000:
+    ]
+    assert "Traceback" not in done.stderr
+    assert " fault " in done.stderr
