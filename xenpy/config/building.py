@@ -289,8 +289,8 @@ def _p9(reader: Reader) -> tuple[P9Config, ...]:
     from xenpy.config.devices import parse_p9
 
     shares: dict[str, P9Config] = {}
-    for atom in reader.items("p9"):
-        share = parse_p9(atom)
+    for devid, atom in enumerate(reader.items("p9")):
+        share = parse_p9(atom, devid)
         if (other := shares.get(share.tag)) is not None:
             raise fail(atom.position, f"p9 {quote(atom.text)}: tag {share.tag} is also that of {other.path}")
         shares[share.tag] = share

@@ -56,6 +56,7 @@ class P9Config:
     max_files: int = 0
     max_open_files: int = 0
     auto_delete: bool = False
+    devid: int = 0
     position: Position | None = field(default=None, compare=False)
 
 
@@ -107,7 +108,7 @@ class VkbConfig:
     position: Position | None = field(default=None, compare=False)
 
 
-def parse_p9(atom: Atom) -> P9Config:
+def parse_p9(atom: Atom, devid: int) -> P9Config:
     """Parse one element of p9=."""
     spec = Spec("p9", atom, _P9)
     spec.refuse_backend()
@@ -121,6 +122,7 @@ def parse_p9(atom: Atom) -> P9Config:
         max_files=spec.number("max-files", 0, high=_MAX_LIMIT),
         max_open_files=spec.number("max-open-files", 0, high=_MAX_LIMIT),
         auto_delete=spec.boolean("auto-delete"),
+        devid=devid,
         position=spec.position,
     )
 

@@ -18,13 +18,14 @@ BACKENDS: Final[Mapping[str, str]] = {
     "vbd": "xenpy.devices.vbd",
     "vif": "xenpy.devices.vif",
     "console": "xenpy.devices.channel",
+    "9pfs": "xenpy.devices.p9",
 }
 """Kind of device -> the module whose `create(services, domid, record, options)` makes its backend; imported when a guest has one.
 
 `create` opens what the device has of the host and raises ConfigError or HostError; `record` is the configuration's.
 """
 
-FIELDS: Final[Mapping[str, str]] = {"disks": "vbd", "vifs": "vif", "channels": "console"}
+FIELDS: Final[Mapping[str, str]] = {"disks": "vbd", "vifs": "vif", "channels": "console", "p9": "9pfs"}
 """Field of a configuration that holds records -> the kind of device they describe."""
 
 
@@ -34,6 +35,9 @@ class DeviceOptions:
 
     ephemeral_disks: bool = False
     """What the guest writes goes to temporary files and is gone with it."""
+
+    isolated_disks: bool = False
+    """Each disk whose medium can go there is served by a process of its own, whose death costs nothing but a pause."""
 
 
 class Devices:

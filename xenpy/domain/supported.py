@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
 
 NO_BACKEND: Final = {
-    "p9": "p9",
     "vfb": "vfbs",
     "vkb": "vkbs",
 }
