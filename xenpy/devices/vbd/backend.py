@@ -1,47 +1,50 @@
-"""A block device in xenbus: what it offers, and the queues of a connection, each with a thread.
+"""A block device in xenbus: what it offers, and what a frontend has made of that.
 
 Ref: xen/include/public/io/blkif.h, docs/misc/xenstore-paths.pandoc
 """
 
 from __future__ import annotations
 
-import threading
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from xenpy.abi.blkif import LAYOUTS, NATIVE_PROTOCOL, SECTOR_SHIFT, SECTOR_SIZE, VDISK, BlkifLayout
+from xenpy.abi.blkif import LAYOUTS, NATIVE_PROTOCOL, SECTOR_SHIFT, SECTOR_SIZE, VDISK
 from xenpy.abi.xenbus import XenbusState
-from xenpy.devices.vbd.pages import GrantedPages
-from xenpy.devices.vbd.queue import BlockQueue
-from xenpy.devices.vbd.requests import MAX_INDIRECT_SEGMENTS, BlockRing
-from xenpy.devices.xenbus import Backend, Nodes, Services
+from xenpy.devices.vbd.connection import Connection, Plan, RingPlace, Threads
+from xenpy.devices.vbd.requests import MAX_INDIRECT_SEGMENTS
+from xenpy.devices.xenbus import Backend, Nodes
 from xenpy.errors import FrontendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config.disk import DiskConfig
-    from xenpy.devices.frontend import FrontendNodes
+    from xenpy.devices.isolation.grants import IsolationServices
     from xenpy.devices.vbd.backing import Backing
-    from xenpy.pv.gnttab import GrantMapping
 
 MAX_QUEUES: Final = 4
 MAX_RING_ORDER: Final = 4
 """Pages of a ring, as a power of two."""
-_PERSISTENT_SEGMENTS: Final = 32
-"""Mappings kept for each entry of a ring: what Linux's frontend keeps granted for a request."""
 
 
 class VbdBackend(Backend):
-    """A disk of a guest's."""
+    """A disk of a guest's; `isolated` has it served by a process of its own, if its medium can go there."""
 
     kind = "vbd"
 
-    def __init__(self, services: Services, domid: int, disk: DiskConfig, backing: Backing) -> None:
+    def __init__(
+        self, services: IsolationServices, domid: int, disk: DiskConfig, backing: Backing, *, isolated: bool = False
+    ) -> None:
         super().__init__(services, domid, disk.devid)
+        self._services = services
         self._disk = disk
+        self._isolated = isolated
         self.backing = backing
-        self._queues: list[_Worker] = []
+        self.connection: Connection | None = None
+        """What serves the frontend, while one is connected."""
+        if isolated:
+            from xenpy.devices.isolation.process import TEMPLATE
+
+            TEMPLATE.hold()
 
     @property
     def _can_discard(self) -> bool:
@@ -101,26 +104,28 @@ class VbdBackend(Backend):
         }
 
     def connect(self) -> Nodes:
-        """Map the frontend's rings and start a thread for each. Raises FrontendError, XenError, GrantError."""
+        """Map the frontend's rings and have them served. Raises FrontendError, XenError, GrantError."""
         frontend = self.frontend
-        layout = LAYOUTS.get(frontend.text("protocol", NATIVE_PROTOCOL))
-        if layout is None:
+        protocol = frontend.text("protocol", NATIVE_PROTOCOL)
+        if protocol not in LAYOUTS:
             raise FrontendError(f"{frontend.path}: protocol is none of {', '.join(LAYOUTS)}")
         count = frontend.number("multi-queue-num-queues", 1, low=1, high=MAX_QUEUES)
         queues = [frontend] if count == 1 else [frontend.below(f"queue-{index}") for index in range(count)]
         order = self._ring_order()
-        persistent = frontend.flag("feature-persistent")
-        with ExitStack() as undo:
-            workers = []
-            for queue in queues:
-                worker = _Worker(self, queue, layout, order, persistent=persistent)
-                undo.callback(worker.let_go)
-                workers.append(worker)
-            self._queues = workers
-            undo.pop_all()
-        for worker in workers:
-            worker.start()
+        names = [f"ring-ref{index}" for index in range(1 << order)] if order else ["ring-ref"]
+        rings = [RingPlace([queue.gref(name) for name in names], queue.port("event-channel")) for queue in queues]
+        self.connection = self._connect_to(Plan(protocol, rings, frontend.flag("feature-persistent")))
+        self.connection.start()
         return self._properties()
+
+    def _connect_to(self, plan: Plan) -> Connection:
+        name = f"vbd {self.domid}/{self.params.devid}"
+        parcel = self.backing.parcel() if self._isolated else None
+        if parcel is None:
+            return Threads(self.services, self.domid, name, plan, self.backing, self.fail)
+        from xenpy.devices.vbd.isolated import Isolated
+
+        return Isolated(self._services, self.domid, name, plan, parcel, self.fail)
 
     def _ring_order(self) -> int:
         order = self.frontend.number("ring-page-order", 0, high=MAX_RING_ORDER)
@@ -130,18 +135,10 @@ class VbdBackend(Backend):
         return pages.bit_length() - 1
 
     def disconnect(self, done: Callable[[], None]) -> None:
-        """Have the threads end after the requests that they are at."""
-        left = len(self._queues)
-
-        def one_done() -> None:  # under the lock
-            nonlocal left
-            left -= 1
-            if not left:
-                done()
-
-        for worker in self._queues:
-            worker.stop(one_done)
-        self._queues = []
+        """Have the requests under way finished and no more begun."""
+        assert self.connection is not None
+        self.connection.stop(done)
+        self.connection = None
 
     def resize(self) -> bool:
         """Look at the medium's size anew, and tell the guest if it changed; return whether it did."""
@@ -158,61 +155,7 @@ class VbdBackend(Backend):
     def release(self) -> None:
         """Close the medium."""
         self.backing.close()
+        if self._isolated:
+            from xenpy.devices.isolation.process import TEMPLATE
 
-
-class _Worker:
-    """A queue's pages, port and thread; made under the lock."""
-
-    def __init__(
-        self, device: VbdBackend, nodes: FrontendNodes, layout: BlkifLayout, order: int, *, persistent: bool
-    ) -> None:
-        self._device = device
-        services = self._services = device.services
-        names = [f"ring-ref{index}" for index in range(1 << order)] if order else ["ring-ref"]
-        self._wanted = threading.Event()
-        self._stopping = False
-        self._on_end: Callable[[], None] | None = None
-        with ExitStack() as undo:
-            mappings: list[GrantMapping] = [
-                undo.enter_context(services.map_page(device.domid, nodes.gref(name))) for name in names
-            ]
-            ring = BlockRing([mapping.view for mapping in mappings], layout)
-            undo.callback(ring.close)
-            port = services.bind(device.domid, nodes.port("event-channel"), self._wanted.set)
-            undo.callback(services.unbind, port)
-            limit = ring.ring.entries * _PERSISTENT_SEGMENTS if persistent else 0
-            pages = GrantedPages(services, device.domid, persistent=limit)
-            undo.callback(pages.close)
-            self._queue = BlockQueue(services, ring, pages, device.backing, lambda: services.notify(port))
-            self._resources = undo.pop_all()
-
-    def start(self) -> None:
-        """Begin to serve."""
-        params = self._device.params
-        threading.Thread(target=self._run, name=f"vbd {params.domid}/{params.devid}", daemon=True).start()
-
-    def stop(self, on_end: Callable[[], None]) -> None:
-        """Have the thread end and let go of the guest's pages; then call `on_end`, under the lock."""
-        self._on_end = on_end
-        self._stopping = True
-        self._wanted.set()
-
-    def let_go(self) -> None:
-        """Give back pages and port; under the lock, when no thread uses them."""
-        self._resources.close()
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._wanted.wait()
-                self._wanted.clear()
-                self._queue.serve(lambda: self._stopping)
-        except Exception as error:  # of the frontend's making, or a bug of ours that must cost one device only
-            self._device.fail(error)
-            while not self._stopping:
-                self._wanted.wait()
-                self._wanted.clear()
-        with self._services.lock:
-            self.let_go()
-            if self._on_end is not None:
-                self._on_end()
+            TEMPLATE.drop()

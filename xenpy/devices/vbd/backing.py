@@ -10,13 +10,13 @@ import fcntl
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from xenpy import libc
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Views = list[memoryview]
 
@@ -25,6 +25,14 @@ _BLKPBSZGET: Final = 0x127B
 _DIRECT_ALIGNMENT: Final = 4096
 """Satisfies O_DIRECT whatever the medium's block size."""
 _LOCK_DENIED: Final = (errno.EAGAIN, errno.EACCES)
+
+
+class Parcel(NamedTuple):
+    """What another process needs to use a medium that this one has opened: `kind` says what it is, in whose words `fields` are."""
+
+    kind: str
+    fields: Mapping[str, Any]
+    fds: list[int]
 
 
 class Backing(Protocol):
@@ -53,6 +61,9 @@ class Backing(Protocol):
 
     def refresh(self) -> bool:
         """Look at the medium's size anew; tell whether it changed."""
+
+    def parcel(self) -> Parcel | None:
+        """Return what another process needs to use the medium too, or None if this one alone can."""
 
     def close(self) -> None:
         """Free it."""
@@ -103,6 +114,21 @@ class RawBacking:
             self.close()
             raise
         self.can_discard = writable
+
+    @classmethod
+    def adopt(cls, fields: Mapping[str, Any], fds: Sequence[int]) -> Self:
+        """Return the medium that a parcel of another process describes."""
+        self = cls.__new__(cls)
+        self._path, self.writable, self.granularity = fields["path"], fields["writable"], fields["granularity"]
+        self._fd, self._direct_fd = (*fds, -1)[:2]
+        self.size = self._size()
+        self.can_discard = self.writable
+        return self
+
+    def parcel(self) -> Parcel:
+        """Return what another process needs to use the file too; the lock on it is the descriptors' and so goes along."""
+        fields = {"path": self._path, "writable": self.writable, "granularity": self.granularity}
+        return Parcel("raw", fields, [fd for fd in (self._fd, self._direct_fd) if fd >= 0])
 
     def _open(self, flags: int) -> int:
         try:
@@ -208,6 +234,9 @@ class EmptyDrive:
     def refresh(self) -> bool:
         """Return False: nothing changes."""
         return False
+
+    def parcel(self) -> None:
+        """Return None: there is nothing to serve."""
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -185,6 +185,9 @@ class NbdBacking:
         """Return False: an export's size does not change while it is connected."""
         return False
 
+    def parcel(self) -> None:
+        """Return None: the server, which does the work, is a process of its own."""
+
     def close(self) -> None:
         """Close the connections."""
         for connection in self._all:

@@ -6,14 +6,14 @@ import mmap
 import os
 import tempfile
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from xenpy import libc
-from xenpy.devices.vbd.backing import split
+from xenpy.devices.vbd.backing import Parcel, split
 from xenpy.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from xenpy.devices.vbd.backing import Backing, Views
 
@@ -34,19 +34,39 @@ class Overlay:
     granularity = CLUSTER
 
     def __init__(self, base: Backing) -> None:
-        self._base = base
-        self.size = base.size
         clusters = -(-base.size // CLUSTER)
         # One byte a cluster, as pages that the kernel provides when they are first written: nothing for a disk that is not.
-        self._map = mmap.mmap(-1, max(clusters, 1))
-        self._copying = threading.Lock()
+        map_fd = os.memfd_create("xenpy-overlay", os.MFD_CLOEXEC)
+        os.ftruncate(map_fd, max(clusters, 1))
         try:
-            self._fd = os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            os.ftruncate(self._fd, clusters << _CLUSTER_SHIFT)
+            fd = os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            os.ftruncate(fd, clusters << _CLUSTER_SHIFT)
         except OSError as error:
+            os.close(map_fd)
             raise HostError(
                 f"{tempfile.gettempdir()}: no temporary file for a disk's changes ({error.strerror})"
             ) from None
+        self._use(base, fd, map_fd)
+
+    def _use(self, base: Backing, fd: int, map_fd: int) -> None:
+        self._base, self._fd, self._map_fd = base, fd, map_fd
+        self.size = base.size
+        self._map = mmap.mmap(map_fd, os.fstat(map_fd).st_size)
+        self._copying = threading.Lock()
+
+    @classmethod
+    def adopt(cls, base: Backing, fds: Sequence[int]) -> Self:
+        """Return the overlay that a parcel of another process describes; one process at a time may write it."""
+        self = cls.__new__(cls)
+        self._use(base, *fds)
+        return self
+
+    def parcel(self) -> Parcel | None:
+        """Return what another process needs to use it too, if the image under it can go along."""
+        base = self._base.parcel()
+        if base is None:
+            return None
+        return Parcel("overlay", {"kind": base.kind, "fields": base.fields}, [self._fd, self._map_fd, *base.fds])
 
     def read(self, views: Views, offset: int) -> None:
         """Fill the views, from whichever of the two files has the data. Raises OSError."""
@@ -120,6 +140,7 @@ class Overlay:
 
     def close(self) -> None:
         """Drop what was written, and close the image."""
-        os.close(self._fd)
         self._map.close()
+        os.close(self._map_fd)
+        os.close(self._fd)
         self._base.close()

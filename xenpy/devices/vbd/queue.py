@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from xenpy.devices.vbd.backing import Backing, Views
     from xenpy.devices.vbd.pages import GrantedPages
     from xenpy.devices.vbd.requests import BlockRing, Request, Segment
-    from xenpy.devices.xenbus import Services
 
-_MAX_VECTORS: Final = 512
+MAX_VECTORS: Final = 512
 """Views that are moved together, well below what a system call takes. Ref: limits.h, IOV_MAX"""
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
 
@@ -31,13 +30,12 @@ class BlockQueue:
 
     def __init__(
         self,
-        services: Services,
         ring: BlockRing,
         pages: GrantedPages,
         backing: Backing,
         notify: Callable[[], None],
     ) -> None:
-        self._services = services
+        self._lock = pages.lock
         self._ring = ring
         self._pages = pages
         self._backing = backing
@@ -51,7 +49,7 @@ class BlockQueue:
                 if not self._ring.more():
                     return
                 continue
-            with self._services.lock:
+            with self._lock:
                 parts: list[Part] = [(request, self._pages.segments_of(request)) for request in requests]
             for group in _grouped(parts):
                 self._carry_out(group)
@@ -95,14 +93,13 @@ class BlockQueue:
             return BLKIF_RSP.ERROR
         views: Views = []
         try:
-            with self._services.lock:
-                for _, segments in group:
-                    views += self._pages.views(segments, writable=reading)
+            with self._lock:
+                views += self._pages.views([segment for part in group for segment in part[1]], writable=reading)
             move = self._backing.read if reading else self._backing.write
             return self._attempt(lambda: move(views, offset))
         finally:
             views.clear()
-            with self._services.lock:
+            with self._lock:
                 self._pages.release()
 
     def _discard(self, request: Request) -> BLKIF_RSP:
@@ -136,7 +133,7 @@ def _grouped(parts: list[Part]) -> Iterator[list[Part]]:
             and request.op is group[0][0].op
             and request.op in (BLKIF_OP.READ, BLKIF_OP.WRITE)
             and request.sector == end
-            and vectors + len(segments) <= _MAX_VECTORS
+            and vectors + len(segments) <= MAX_VECTORS
         )
         if not joins:
             if group:

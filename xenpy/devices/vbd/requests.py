@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xenpy.abi.blkif import BLKIF_RSP, BlkifLayout
+    from xenpy.devices.vbd.journal import Journal
 
 MAX_INDIRECT_SEGMENTS: Final = 256
 """A megabyte a request; more would be up to BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_INDIRECT_PAGE."""
@@ -62,15 +63,28 @@ class Request(NamedTuple):
 
 
 class BlockRing:
-    """A ring of block requests; `pages` are live views of its granted pages. One thread uses it at a time."""
+    """A ring of block requests; `pages` are live views of its granted pages. One thread uses it at a time.
 
-    def __init__(self, pages: Sequence[memoryview], layout: BlkifLayout) -> None:
+    With a `journal`, it goes on where another that used the same journal was when it died: what that one took and did not answer is
+    taken again. Raises FrontendError if the guest has withdrawn any of it.
+    """
+
+    def __init__(self, pages: Sequence[memoryview], layout: BlkifLayout, journal: Journal | None = None) -> None:
+        self._journal = journal
+        self._again = [] if journal is None else journal.mend(pages[0])
         self.ring = BackRing(pages, layout.entry_size)
         self._layout = layout
+        if len(self.ring.take(len(self._again))) < len(self._again):  # in the ring, responses may lie over them
+            raise FrontendError(f"ring: {len(self._again)} requests are under way, and req_prod now says fewer")
 
     def take(self) -> list[Request]:
         """Return the requests that have come. Raises FrontendError for an impossible index or request."""
-        return [decode(entry, self._layout) for entry in self.ring.take()]
+        entries, self._again = self._again, []
+        if not entries:
+            entries = self.ring.take()
+            if self._journal is not None:
+                self._journal.take(entries)
+        return [decode(entry, self._layout) for entry in entries]
 
     def answer(self, request: Request, status: BLKIF_RSP) -> None:
         """Write the response to a request; `push` shows it to the guest."""
@@ -78,6 +92,8 @@ class BlockRing:
 
     def push(self) -> bool:
         """Show the guest the responses so far; tell whether it wants an event for them."""
+        if self._journal is not None:
+            self._journal.answer(self.ring.in_flight)
         return self.ring.push()
 
     def more(self) -> bool:

@@ -1,0 +1,104 @@
+"""What a device's process asks of us about its guest's grants, answered."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Protocol
+
+from xenpy.devices.isolation.channel import ChannelError, Kind
+from xenpy.devices.isolation.memory import READ_ONLY, U32, U64
+from xenpy.devices.xenbus import Services
+from xenpy.errors import Errno, XenError
+from xenpy.memory import PAGE_SHIFT
+from xenpy.pv.gnttab import GrantError
+
+if TYPE_CHECKING:
+    from xenpy.devices.isolation.channel import Message
+    from xenpy.memory import GuestMemory
+    from xenpy.pv.gnttab import GrantMapping
+
+
+class Granter(Protocol):
+    """A domain, as far as its pages go."""
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Return its memory."""
+
+
+class IsolationServices(Services, Protocol):
+    """What isolated devices need of the host beyond what every backend does."""
+
+    def domain(self, domid: int) -> Granter:
+        """Return a domain. Raises XenError(ESRCH)."""
+
+
+class GrantServer:
+    """The grants of one guest that one queue's process has mapped, at most `limit` at a time; used under the host's lock."""
+
+    def __init__(self, services: IsolationServices, domid: int, limit: int) -> None:
+        self._services = services
+        self._domid = domid
+        self._limit = limit
+        self._mapped: dict[int, list[GrantMapping]] = {}
+        self._count = 0
+
+    def answer(self, message: Message) -> tuple[Kind, bytes]:
+        """Do what a message asks and return the answer's kind and payload. Raises ChannelError if it makes no sense."""
+        match message.kind:
+            case Kind.MAP if len(message.payload) % 4 == 1:
+                return self._map(message.payload[1:], readonly=message.payload[:1] == READ_ONLY)
+            case Kind.UNMAP if len(message.payload) % 4 == 0:
+                return self._unmap(message.payload)
+        raise ChannelError(f"{message.kind.name} with {len(message.payload)} bytes")
+
+    def _map(self, payload: bytes, *, readonly: bool) -> tuple[Kind, bytes]:
+        offsets = array(U64)
+        mapped: list[GrantMapping] = []
+        grefs = array(U32, payload)
+        if self._count + len(grefs) > self._limit:
+            raise ChannelError(f"{self._count} grants are mapped, and {len(grefs)} more are asked for")
+        for gref in grefs:
+            try:
+                mapping = self._services.map_page(self._domid, gref, readonly=readonly)
+                mapped.append(mapping)
+                offsets.append(ram_offset(self._services, self._domid, mapping))
+            except (GrantError, XenError) as error:
+                for mapping in mapped:
+                    mapping.close()
+                return Kind.REFUSED, f"grant {gref}: {error}".encode()
+        for mapping in mapped:
+            self._mapped.setdefault(mapping.gref, []).append(mapping)
+        self._count += len(mapped)
+        return Kind.MAPPED, offsets.tobytes()
+
+    def _unmap(self, payload: bytes) -> tuple[Kind, bytes]:
+        for gref in array(U32, payload):
+            mappings = self._mapped.get(gref)
+            if mappings is None:
+                raise ChannelError(f"grant {gref} is not mapped")
+            mappings.pop().close()
+            self._count -= 1
+            if not mappings:
+                del self._mapped[gref]
+        return Kind.UNMAPPED, b""
+
+    def close(self) -> None:
+        """Give everything back; when the process is no more."""
+        for mappings in self._mapped.values():
+            for mapping in mappings:
+                mapping.close()
+        self._mapped.clear()
+        self._count = 0
+
+
+def ram_offset(services: IsolationServices, domid: int, mapping: GrantMapping) -> int:
+    """Return where in the guest's RAM a page is that it granted.
+
+    Raises XenError: ESRCH, EINVAL for a page of the hypervisor's own, which no process is given.
+    """
+    memory = services.domain(domid).memory
+    frame = memory.frame_of((mapping.hva - memory.hva(0)) >> PAGE_SHIFT)
+    if frame is None or frame.fd != memory.ram_fd:
+        raise XenError(Errno.EINVAL, "a page that is not the guest's RAM")
+    return frame.offset

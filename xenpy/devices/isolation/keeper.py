@@ -1,0 +1,230 @@
+"""Keeps a device's process running: answers it, passes its events on, and starts the next one when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from xenpy import log
+from xenpy.devices.isolation.channel import Channel, ChannelError, Kind
+from xenpy.devices.isolation.process import TEMPLATE
+from xenpy.errors import FrontendError, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from xenpy.devices.isolation.grants import GrantServer, IsolationServices
+    from xenpy.devices.isolation.process import Process
+
+_MAX_DEATHS: Final = 16
+"""In a row, without anything done in between."""
+_PATIENT_DEATHS: Final = 3
+"""As many are followed by a new start at once."""
+_FIRST_PAUSE_S: Final = 0.01
+_STEADY_S: Final = 10.0
+"""Who lives as long as this did not die of what it was started on."""
+
+
+class Line:
+    """One queue of a device, on our side; made under the host's lock. Its port is the one by which the guest knows it."""
+
+    def __init__(self, services: IsolationServices, domid: int, port: int, grants: GrantServer, state: int) -> None:
+        self.grants = grants
+        self.state = state
+        """A memfd that each process gets in turn."""
+        self.channel: Channel | None = None
+        self._services = services
+        with ExitStack() as undo:
+            # Neither blocks: what a process does to the counters must not hold us up, least of all under the lock.
+            self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self.wake)
+            self.notify = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self.notify)
+            self._port = services.bind(domid, port, self._on_event)
+            undo.callback(services.unbind, self._port)
+            undo.callback(grants.close)
+            self._resources = undo.pop_all()
+
+    def _on_event(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_write(self.wake, 1)
+
+    def open(self) -> Channel:
+        """Make a connection for a new process and return its end."""
+        self.channel, theirs = Channel.pair()
+        return theirs
+
+    def pass_event(self) -> None:
+        """Send the guest the event that the process asked for."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.notify)
+            self._services.notify(self._port)
+
+    def answer(self) -> bool:
+        """Answer the process; tell whether there was anything to answer. Raises ChannelError."""
+        assert self.channel is not None
+        message = self.channel.receive()
+        if message is None:
+            return False
+        message.close()
+        with self._services.lock:
+            kind, payload = self.grants.answer(message)
+        with suppress(OSError):
+            self.channel.send(kind, payload)
+        return True
+
+    def clear(self) -> None:
+        """Take back what a process had that is no more."""
+        if self.channel is not None:
+            self.channel.close()
+        with self._services.lock:
+            self.grants.close()
+
+    def close(self) -> None:
+        """Free everything; under the host's lock."""
+        self._resources.close()
+
+
+class Keeper:
+    """Has the queues of one device served by a process, from `start` until `stop`.
+
+    `service` and `device` are what the process is told, with descriptors `fds`. `progress` tells by any change that something was done.
+    `fail` hears of a frontend that broke the protocol, or that we give up. The device holds the template meanwhile.
+    """
+
+    def __init__(
+        self,
+        services: IsolationServices,
+        domid: int,
+        name: str,
+        lines: Sequence[Line],
+        *,
+        service: str,
+        device: Mapping[str, Any],
+        fds: Sequence[int],
+        progress: Callable[[], object],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._services = services
+        self._domid = domid
+        self._name = name
+        self._lines = lines
+        self._setup = json.dumps({"service": service, "lines": len(lines), "device": device}).encode()
+        self._fds = fds
+        self._progress = progress
+        self._fail = fail
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._stop = threading.Event()
+        self._on_end: Callable[[], None] | None = None
+        self.process: Process | None = None
+        """The process that serves, if one does at the moment."""
+        self.deaths = 0
+
+    def start(self) -> None:
+        """Begin to serve."""
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+
+    def stop(self, on_end: Callable[[], None]) -> None:
+        """Have the process end after what is under way; when it is gone and has nothing mapped, call `on_end`, under the lock."""
+        self._on_end = on_end
+        self._stop.set()
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        try:
+            self._keep()
+        except Exception as error:
+            self._fail(error)
+            self._stop.wait()
+        with self._services.lock:
+            os.close(self._wake)
+            if self._on_end is not None:
+                self._on_end()
+
+    def _keep(self) -> None:
+        """Have one process after the other serve, until one ends because we say so. Raises FrontendError, HostError."""
+        in_vain = 0
+        while not self._stop.is_set():
+            before, since = self._progress(), time.monotonic()
+            self._serve()
+            if self._stop.is_set():
+                return
+            self.deaths += 1
+            report = log.note if self.deaths == 1 else log.debug
+            report(f"domain {self._domid}: {self._name}: its process died; another one takes over")
+            steady = self._progress() != before or time.monotonic() - since > _STEADY_S
+            in_vain = 0 if steady else in_vain + 1
+            if in_vain > _MAX_DEATHS:
+                raise HostError(f"its process died {in_vain} times before it had done anything")
+            if in_vain > _PATIENT_DEATHS:
+                self._stop.wait(_FIRST_PAUSE_S * 2 ** (in_vain - _PATIENT_DEATHS))
+
+    def _serve(self) -> None:
+        """Have a process serve, and return when it is gone. Raises FrontendError, HostError."""
+        control, theirs = Channel.pair()
+        try:
+            process = self.process = TEMPLATE.fork(theirs)
+        except BaseException:
+            control.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._send_setup(control)
+                self._attend(control)
+        finally:
+            # Until the last of its threads has left the kernel, a write of its own may still be on the way to the disk.
+            process.kill()
+            process.wait()
+            self.process = None
+            control.close()
+            for line in self._lines:
+                line.clear()
+
+    def _send_setup(self, control: Channel) -> None:
+        theirs = [line.open() for line in self._lines]
+        try:
+            fds = [self._services.domain(self._domid).memory.ram_fd]
+            for line, channel in zip(self._lines, theirs, strict=True):
+                fds += [channel.fileno(), line.wake, line.notify, line.state]
+            control.send(Kind.SETUP, self._setup, [*fds, *self._fds])
+        finally:
+            for channel in theirs:
+                channel.close()
+
+    def _attend(self, control: Channel) -> None:
+        """Do what a process asks for until it is gone. Raises FrontendError, ChannelError."""
+        poll = select.poll()
+        actions: dict[int, Callable[[], bool | None]] = {}
+        for line in self._lines:
+            assert line.channel is not None
+            actions |= {line.notify: line.pass_event, line.channel.fileno(): line.answer}
+        for fd in (self._wake, control.fileno(), *actions):
+            poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == control.fileno():
+                    if not _listen(control):
+                        return
+                elif fd == self._wake:
+                    os.eventfd_read(self._wake)
+                    control.send(Kind.STOP)
+                elif actions[fd]() is False:
+                    poll.unregister(fd)
+
+
+def _listen(control: Channel) -> bool:
+    """Hear what the process says of itself; return whether it is still there. Raises FrontendError, ChannelError."""
+    message = control.receive()
+    if message is None:
+        return False
+    message.close()
+    if message.kind is not Kind.FAILED:
+        raise ChannelError(message.kind.name)
+    raise FrontendError(message.payload.decode("utf-8", "replace"))

@@ -1,0 +1,52 @@
+"""A disk in a process of its own: the queues and the medium, as the VMM has described them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from xenpy.abi.blkif import LAYOUTS
+from xenpy.devices.vbd.backing import RawBacking
+from xenpy.devices.vbd.journal import Journal
+from xenpy.devices.vbd.overlay import Overlay
+from xenpy.devices.vbd.pages import GrantedPages
+from xenpy.devices.vbd.queue import BlockQueue
+from xenpy.devices.vbd.requests import BlockRing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from xenpy.devices.isolation.child import Job, Line
+    from xenpy.devices.vbd.backing import Backing
+
+
+def prepare(job: Job) -> list[Callable[[Callable[[], bool]], None]]:
+    """Return what serves each queue until nothing waits, or until the function that it is given says so."""
+    device = job.device
+    backing = adopt(device["kind"], device["fields"], job.fds)
+    return [_server(job, line, ring, backing) for line, ring in zip(job.lines, device["rings"], strict=True)]
+
+
+def adopt(kind: str, fields: Mapping[str, Any], fds: Sequence[int]) -> Backing:
+    """Return the medium that a parcel describes."""
+    if kind == "overlay":
+        own, base = fds[:2], fds[2:]
+        return Overlay.adopt(adopt(fields["kind"], fields["fields"], base), own)
+    return RawBacking.adopt(fields, fds)
+
+
+def _server(job: Job, line: Line, offsets: Sequence[int], backing: Backing) -> Callable[[Callable[[], bool]], None]:
+    layout = LAYOUTS[job.device["protocol"]]
+    journal = Journal(line.state, job.device["entries"], layout.entry_size)
+    ring = BlockRing([job.ram.page(offset) for offset in offsets], layout, journal)
+    pages = GrantedPages(line.grants, persistent=job.device["kept"])
+    queue = BlockQueue(ring, pages, backing, lambda: os.eventfd_write(line.notify, 1))
+
+    def serve(stopping: Callable[[], bool]) -> None:
+        def look() -> bool:
+            backing.refresh()  # the VMM, which has told the guest of a new size, has no need to tell us
+            return stopping()
+
+        queue.serve(look)
+
+    return serve
