@@ -107,6 +107,21 @@ def test_a_bad_expression_ends_before_the_guest_begins(runs: Runs, mode: Mode) -
     assert "Traceback" not in done.stderr
 
 
+def test_reboots_go_into_one_trace(runs: Runs, mode: Mode) -> None:
+    settings = ['cmdline="reboot"', 'on_reboot="restart"']
+    done = xenpy_command(
+        "strace", runs.elf("ending", mode), mode, *settings, "--json", "-e", "hypercall=sched_op.shutdown"
+    )
+    records = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert done.returncode == ExitCode.REBOOT_LOOP
+    assert [record["args"]["reason"] for record in records] == ["reboot"] * len(records)
+    domids = [record["domid"] for record in records]
+    assert domids == sorted(set(domids)), "each a new domain, and none heard twice"
+    assert len(domids) > 2
+    times = [record["time_us"] for record in records]
+    assert times == sorted(times)
+
+
 @pytest.mark.parametrize("options", [["-c", "--json"], ["-o", "/no/such/directory/file"], ["--timeout", "nan"]])
 def test_bad_options(runs: Runs, mode: Mode, options: list[str]) -> None:
     done = xenpy_command("strace", runs.elf("evtchn", mode), mode, *options)

@@ -115,6 +115,16 @@ def test_every_element_of_an_array_is_shown_and_a_status_is_a_failure(rig: Rig) 
     assert record.out == {"array": [{"status": "bad_domain"}, {"status": "bad_domain"}]}
 
 
+def test_a_failure_behind_those_that_are_shown_is_one(rig: Rig) -> None:
+    rig.op(GRANT_TABLE_OP, grant_table.GNTTABOP_swap_grant_ref, *[{"ref_a": 1, "ref_b": 1}] * 6, {"ref_a": 1 << 30})
+    record = rig.last()
+    array = record.args["array"]
+    assert isinstance(array, list)
+    assert len(array) == 5
+    assert array[-1] == "..."
+    assert record.error == "bad_gntref"
+
+
 def test_a_huge_array_is_not_walked(rig: Rig) -> None:
     rig.call(MMU_UPDATE, ARGUMENT, 0x7FFF_FFFF)
     req = rig.last().args["req"]

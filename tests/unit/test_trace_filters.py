@@ -74,6 +74,7 @@ def test_status_and_vcpu_hold_for_all() -> None:
     assert not passes("status=failed")
     assert not passes("status=successful", error="EINVAL")
     assert not passes("status=failed", "xenstore", error="EINVAL")
+    assert passes("status=failed", kind=Kind.FAULT, name="drop"), "a fault is neither"
     assert passes("vcpu=0,2", vcpu=2)
     assert not passes("vcpu=0,2", vcpu=1)
     assert passes("vcpu=0", kind=Kind.XENSTORE, name="READ", vcpu=None), "what no vCPU did is not of another one"

@@ -99,7 +99,7 @@ def strace(
     for warning in (*domain.warnings, *without_effect(domain)):
         log.note(f"warning: {warning}")
     pictures = perfetto is not None or timeline is not None
-    only = Filter(expressions, always=[Kind.CONSOLE] if pictures else ())
+    only = Filter(expressions, always=[Kind.CONSOLE] * pictures + [Kind.FAULT] * bool(faults))
     rules = parse(faults, fault_seed)
     if not fast_paths:
         without_fast_paths(domain)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = 4
 """Elements of a guest's arrays that are shown."""
+_LOOKED_AT: Final = 64
+"""Elements of an array whose status is looked at; none of a longer one's rest is."""
 _TEXT: Final = 256
 """Bytes of a guest's text that are shown."""
 _MASK32: Final = 0xFFFF_FFFF
@@ -123,7 +125,7 @@ class Described:
         call = self._call
         gva, count = call.args[at], call.args[2] & _MASK32 if is_array else 1
         found: list[Value] = []
-        for _ in range(min(count, _SHOWN)):
+        for index in range(min(count, _LOOKED_AT)):
             try:
                 fields = decode(op.struct, call.struct(op.struct, gva))
             except XenError:
@@ -133,13 +135,14 @@ class Described:
                 self._structs.append((op.struct, gva, dict(fields)))
             if is_array:
                 fields.pop("status", None)  # for Xen to fill in
-            _follow(call, fields, _LISTS.get(op.struct, ()))
-            found.append(fields)
+            if index < _SHOWN:
+                _follow(call, fields, _LISTS.get(op.struct, ()))
+                found.append(fields)
             gva += call.struct_size(op.struct)
         if count == 1 and found and isinstance(found[0], dict):
             self.args |= found[0]
         elif found:
-            self.args["array"] = found
+            self.args["array"] = [*found, Symbol("...")] if count > len(found) else found
 
     # -- after --------------------------------------------------------------------------------------------------------
 
@@ -168,7 +171,8 @@ class Described:
             )
         if len(changes) == 1 and isinstance(changes[0], dict):
             return changes[0], error
-        return ({"array": changes} if any(changes) else {}), error
+        shown = [*changes[:_SHOWN], Symbol("...")] if len(changes) > _SHOWN else changes
+        return ({"array": shown} if any(changes) else {}), error
 
     def _text_out(self) -> dict[str, Value]:
         op = self._op

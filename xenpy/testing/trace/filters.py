@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _STATUSES: Final = ("failed", "successful")
 _SHOWN_BY_DEFAULT: Final = frozenset(Kind) - {Kind.CONSOLE}
+_NO_OUTCOME: Final = (Kind.CONSOLE, Kind.FAULT)
 _GLOB: Final = frozenset("*?[")
 
 
@@ -130,7 +131,7 @@ class Filter:
 
     def passes(self, record: Record) -> bool:
         """Tell whether a record is wanted."""
-        if self._status and bool(record.error) != (self._status == "failed") and record.kind is not Kind.CONSOLE:
+        if self._status and bool(record.error) != (self._status == "failed") and record.kind not in _NO_OUTCOME:
             return False
         if self._vcpus and record.vcpu_id is not None and record.vcpu_id not in self._vcpus:
             return False
