@@ -182,6 +182,10 @@ class Shim:
         """The limit of the TSS, with its port map."""
         return TSS_LIMIT
 
+    def has(self, gva: int) -> bool:
+        """Tell whether an address is in a window, this vCPU's or another's: calls come by the first one's code."""
+        return 0 <= gva - self.base - WINDOWS_OFFSET < self._vcpus * WINDOW_SIZE
+
     def direct(self, gpa: int) -> int:
         """Return where in-guest code finds a page of the guest's RAM."""
         return self.direct_va + gpa - self._base_gpa

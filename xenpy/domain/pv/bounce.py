@@ -30,13 +30,15 @@ _RFLAGS_CLEARED: Final = RFLAGS_TF | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 18
 _IRET_WORDS: Final = 9
 VGCF_in_syscall: Final = 1 << 8
 VMASST_architectural_iopl: Final = 1 << 4
-_UD: Final = 6
+_RETRY_NS: Final = 1_000_000
 _NMI: Final = 2
 
 
 class Bounces(PvState):
     """A PV vCPU that can call its kernel."""
 
+    within_shim = False
+    """Whether RIP is within the shim although registers have been changed."""
     _replaced: bool
     """Whether the hypercall in progress has replaced the registers, so that its result has no place."""
 
@@ -104,6 +106,12 @@ class Bounces(PvState):
 
     def deliver(self) -> None:
         """Call the kernel for an NMI or an event that waits, if it wants to be called."""
+        if self.within_shim:
+            # What is in a window must not be preempted: the kernel might go on with it on another processor.
+            self.within_shim = False
+            self.retry_at = self.domain.clock.now() + _RETRY_NS
+            self.rearm()
+            return
         if self.nmi_pending and not self.nmi_masked:
             callback = self.callbacks.get(CALLBACKTYPE.nmi)
             trap = self.traps[_NMI]

@@ -48,8 +48,8 @@ class Faults(Bounces):
 
     def on_exception(self, vector: int, error: int) -> None:
         """Deal with an exception in ring 3, whose registers are in place."""
-        offset = self.kvm.regs.rip - self.window.va
-        if 0 <= offset < WINDOW_SIZE and not self._has_strayed(vector, offset) and self.in_shim_code(vector):
+        rip = self.kvm.regs.rip
+        if self.domain.shim.has(rip) and not self._has_strayed(vector, rip % WINDOW_SIZE) and self.in_shim_code(vector):
             return
         if vector == Vector.PF:
             self._on_page_fault(error, int(self.kvm.sregs.cr2))
@@ -91,6 +91,7 @@ class Faults(Bounces):
             self.domain.end(Ending(End.CRASH, f"its kernel's stack cannot be used (exception {vector}, {where})"))
             raise DomainDying
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        self.within_shim = True
         return True
 
     def on_bad_iret(self) -> None:

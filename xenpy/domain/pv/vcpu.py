@@ -22,7 +22,7 @@ from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE, PTE_RW
-from xenpy.shim.layout import WINDOW_SIZE, WRITES_MAX, Page, Port, Selector, State
+from xenpy.shim.layout import WRITES_MAX, Page, Port, Selector, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -226,7 +226,7 @@ class PvVcpu(Faults, Contexts):
         """Find out where the guest was interrupted: within the shim it must first go on."""
         kvm = self.kvm
         sregs, rip = kvm.sregs, kvm.regs.rip
-        if sregs.ss.dpl == 0 or 0 <= rip - self.window.va < WINDOW_SIZE:
+        if sregs.ss.dpl == 0 or self.domain.shim.has(rip):
             self._busy = True
         else:
             events = kvm.get_events()
@@ -265,7 +265,7 @@ class PvVcpu(Faults, Contexts):
                 self._on_call(io.port)
             else:
                 self._take_frame(io.port)
-        elif 0 <= offset < WINDOW_SIZE and io.direction == KVM_EXIT_IO_OUT:
+        elif self.domain.shim.has(rip) and io.direction == KVM_EXIT_IO_OUT:
             self._in_ring3()
             self._on_call(io.port)
         else:  # user mode of the guest, through a port that is open for the shim
