@@ -104,10 +104,10 @@ def test_a_viewer_that_is_stopped_misses_nothing(tools: Toolstack) -> None:
         assert sleeper.stdout.read(6) == b"ready\n"
         sleeper.send_signal(signal.SIGSTOP)
         line = b"x" * 4000
-        tools.xl("console", "talker", stdin=(line + b"\n") * 100 + b"bye\n")
+        tools.xl("console", "talker", stdin=(line + b"\n") * 15 + b"bye\n")
         assert tools.listed() == {}
         sleeper.send_signal(signal.SIGCONT)
-        assert sleeper.stdout.read() == b"[%s]\n" % line * 100
+        assert sleeper.stdout.read() == b"[%s]\n" % line * 15
 
 
 def test_a_console_in_the_foreground(tools: Toolstack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +23,7 @@ LOOK_S: Final = 3.0
 _ERROR_INVAL: Final = -6
 """Ref: libxl, enum libxl_error"""
 _CHUNK: Final = 64 << 10
+_RETRY_S: Final = 0.01
 
 
 class Connection:
@@ -33,11 +35,27 @@ class Connection:
         self._rest = b""
         try:
             with socket_address(registry.domains / str(record.domid)) as address:
-                self.socket.settimeout(ANSWER_S)
-                self.socket.connect(address)
+                self._connect(address)
         except OSError:
             self.socket.close()
             raise CommandError(f"Domain {record.domid} does not exist.") from None
+        except CommandError:
+            self.socket.close()
+            raise
+
+    def _connect(self, address: str) -> None:
+        """Connect, waiting for a place in the queue. Raises OSError, CommandError. Ref: unix(7), EAGAIN"""
+        deadline = time.monotonic() + ANSWER_S
+        self.socket.settimeout(ANSWER_S)
+        while True:
+            try:
+                self.socket.connect(address)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise self._silent() from None
+                time.sleep(_RETRY_S)
+            else:
+                return
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +109,14 @@ class Connection:
                 if not pieces[-1]:
                     raise self._gone()
         except TimeoutError:
-            record = self.record
-            raise CommandError(f"Domain {record.domid}: its process (pid {record.pid}) does not answer") from None
+            raise self._silent() from None
         except OSError:
             raise self._gone() from None
         line, _, self._rest = b"".join(pieces).partition(b"\n")
         return line
+
+    def _silent(self) -> CommandError:
+        return CommandError(f"Domain {self.record.domid}: its process (pid {self.record.pid}) does not answer")
 
     def _gone(self) -> CommandError:
         return CommandError(f"Domain {self.record.domid}: its process ended before it answered")

@@ -84,6 +84,8 @@ class SharedConsole(Terminal):
         self._viewers: list[_Viewer] = []
         self._due = False
         self._let_go = False
+        self._held = False
+        """The guest has more to say and waits for a viewer."""
 
     def let_go(self) -> None:
         """Restore the terminal and have no more to do with it; the viewers stay."""
@@ -95,6 +97,8 @@ class SharedConsole(Terminal):
     def sink(self, data: bytes) -> int:
         """Write what stdout takes without blocking, and keep that for the viewers; return how much."""
         room = KEPT - max((self.backlog.end - viewer.place for viewer in self._viewers), default=0)
+        if room < len(data):
+            self._held = True
         taken = super().sink(data[: max(0, room)])
         self._keep(data[:taken])
         return taken
@@ -148,14 +152,18 @@ class SharedConsole(Terminal):
         """Give a viewer what its socket takes."""
         if viewer.waits:
             return
-        was_full = self.backlog.end - viewer.place >= KEPT
         if not self._send(viewer):
             return
         if viewer.place < self.backlog.end:
             viewer.waits = True
             self._loop.watch(viewer.connection.fileno(), WRITE, lambda: self._on_viewer_room(viewer))
-        if was_full and self._console is not None:
-            with self._host_lock:
+        self._release()
+
+    def _release(self) -> None:
+        """Let the guest go on if it waits for viewers, who may have got on."""
+        with self._host_lock:
+            if self._held and self._console is not None:
+                self._held = False
                 self._console.on_event()
 
     def _on_viewer_room(self, viewer: _Viewer) -> None:
@@ -210,11 +218,8 @@ class SharedConsole(Terminal):
         self._listen(viewer, on=False)
         if viewer.waits:
             self._loop.watch(viewer.connection.fileno(), WRITE, None)
-        held = self.backlog.end - viewer.place >= KEPT
         viewer.connection.close()
-        if held and self._console is not None:
-            with self._host_lock:
-                self._console.on_event()
+        self._release()
 
     def finish(self) -> None:
         """Send all viewers the rest and close their connections; when the loop has ended.
