@@ -122,6 +122,22 @@ def test_reboots_go_into_one_trace(runs: Runs, mode: Mode) -> None:
     assert times == sorted(times)
 
 
+def test_a_reader_that_goes_away_does_not_end_the_guest(runs: Runs, mode: Mode) -> None:
+    settings = [
+        f'kernel="{runs.elf("console", mode)}"',
+        'name="t"',
+        'type="pvh"',
+        "memory=32",
+        *filter(None, [mode.config]),
+    ]
+    argv = [sys.executable, "-m", "xenpy", "strace", "/dev/null", *settings]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        out, _ = process.communicate(b"hello\nbye\n", timeout=30)
+    assert out == b"ready\n[hello]\n"
+
+
 @pytest.mark.parametrize("options", [["-c", "--json"], ["-o", "/no/such/directory/file"], ["--timeout", "nan"]])
 def test_bad_options(runs: Runs, mode: Mode, options: list[str]) -> None:
     done = xenpy_command("strace", runs.elf("evtchn", mode), mode, *options)

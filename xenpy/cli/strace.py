@@ -69,7 +69,7 @@ def strace(
     EXPR is one of
       hypercall[=NAME,...]       such as hypercall=memory_op,grant_table_op.map_*
       xenstore[=TYPE|PATH,...]   such as xenstore=write or xenstore=device/vif
-      event[=STATE,...]          virq, ipi, interdomain, unbound
+      event[=STATE|PURPOSE,...]  virq, ipi, interdomain; store, console, device/vif/0
       grant[=map,unmap,copy]
       console                    the lines of the guest's console
       status=failed|successful
@@ -80,7 +80,9 @@ def strace(
     RULE is EXPR:ACTION[:when=N|N+|N+STEP|N..M][:chance=P], such as
       hypercall=memory_op.populate_physmap:error=ENOMEM:when=3+
       xenstore=device/vif:error=EIO    event=console:delay=20ms:chance=0.1
-    ACTION is error=NAME, delay=TIME, drop, duplicate or reorder. Exit codes are those of `xenpy run`.
+    ACTION is error=NAME, delay=TIME, drop, duplicate or reorder.
+
+    Exit codes are those of `xenpy run`.
     """
     from xenpy import config
     from xenpy.domain.supported import check, without_effect

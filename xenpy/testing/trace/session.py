@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from xenpy import log
@@ -74,4 +75,5 @@ class Session:
             try:
                 sink.close()
             except OSError as error:
-                log.note(f"the trace is not complete: {error.strerror or error}")
+                with suppress(OSError):  # stderr may be what cannot be written
+                    log.note(f"the trace is not complete: {error.strerror or error}")

@@ -51,7 +51,7 @@ class CarriesOut(Protocol):
 
 
 class Tracer:
-    """Listens to one domain from `attach` to `detach`; `with` does both.
+    """Listens to one domain from `attach` to `detach`; `with` does both. Of several the last attached is detached first.
 
     Records that `only` lets through go to every sink. `epoch_ns`, of time.perf_counter_ns, is when time began; by default now. Hypercalls
     that a PV guest makes without leaving it are not heard: see `xenpy.domain.pv.domain.PvDomain.shim_fast`.
@@ -283,9 +283,9 @@ class Tracer:
             try:
                 sink.take(record)
             except OSError as error:
-                log.note(f"the trace ends here: {error.strerror or error}")
-                with suppress(ValueError):
-                    self._sinks.remove(sink)
+                self._sinks.remove(sink)
+                with suppress(OSError):  # stderr may be what cannot be written
+                    log.note(f"the trace ends here: {error.strerror or error}")
 
 
 def _error_name(result: int) -> str:
