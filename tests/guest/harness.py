@@ -190,7 +190,7 @@ class PvRuns:
             vcpus = 2 if kernel in kernels.TWO_VCPUS else 1
             extra = 'cmdline="first second=2"'
             elf = self.elf(kernel, mode)
-            self._results[key] = run_kernel(elf, kind="pv", vcpus=vcpus, memory=24, config_extra=extra)
+            self._results[key] = run_kernel(elf, kind="pv", vcpus=vcpus, memory=24, config_extra=extra, timeout=60)
         return self._results[key]
 
 

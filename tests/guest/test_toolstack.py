@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +21,6 @@ from xenpy.toolstack import lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import build
 
@@ -373,3 +375,60 @@ def test_a_script_for_xl(tools: Toolstack, tmp_path: Path) -> None:
     ]
     assert done.stderr == "xl: cfg is an invalid domain identifier (rc=-6)\n"
     assert (tmp_path / "output").read_bytes() == b"ready\n[hello]\n"
+
+
+def test_the_console_on_a_terminal(tools: Toolstack) -> None:
+    tools.create("x")
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    with tools.popen("console", "x", stdin=theirs, stdout=theirs) as process:
+        assert os.read(ours, 6) == b"ready\n"
+        os.write(ours, b"hello\n\x1drest")
+        assert process.wait(TIMEOUT_S) == 0
+    assert termios.tcgetattr(theirs) == before
+    with tools.popen("create", "-qFc", *tools.settings("y"), stdin=theirs, stdout=theirs) as process:
+        assert os.read(ours, 6) == b"ready\n"
+        os.write(ours, b"\x1d")
+        assert process.stderr is not None
+        until(lambda: termios.tcgetattr(theirs) == before, "terminal that is restored")
+        assert sorted(tools.listed()) == ["x", "y"]
+        tools.xl("console", "y", stdin=b"bye\n")
+        assert process.wait(TIMEOUT_S) == 0
+    os.close(ours)
+    os.close(theirs)
+    with tools.viewer("x") as viewer:
+        assert viewer.stdout is not None
+        assert viewer.stdout.read(14) == b"ready\n[hello]\n"
+
+
+def test_viewers_stay_when_the_guest_starts_anew(tools: Toolstack, builder: build.Builder) -> None:
+    tools.create("x", "-p", settings=("on_crash=restart",))
+    with tools.viewer("x") as viewer:
+        assert viewer.stdout is not None
+        assert viewer.stdin is not None
+        tools.ok("unpause", "x")
+        assert viewer.stdout.read(6) == b"ready\n"
+        with tools.popen("reboot", "-w", "x") as waiting:
+            assert waiting.stderr is not None
+            assert waiting.stderr.readline() == b"Rebooting domain 1\n"
+            assert waiting.stderr.readline() == b"Waiting for 1 domain\n"
+            tools.ok("debug-keys", "C")
+            assert waiting.wait(TIMEOUT_S) == 0
+        assert viewer.stdout.read(6) == b"ready\n"
+        assert tools.ok("domid", "x") == "2\n"
+        viewer.stdin.write(b"bye\n")
+        viewer.stdin.flush()
+        assert viewer.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.skipif(not shutil.which("qemu-nbd") or not shutil.which("qemu-img"), reason="no qemu-utils")
+def test_helpers_of_a_killed_domain_end(tools: Toolstack, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    tools.create("x", settings=(f"disk=['{image},qcow2,xvda,rw']",))
+    pid = tools.record("x")["pid"]
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    assert children
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(map(is_running, children)), "end of what served the disk")
+    assert tools.listed() == {}

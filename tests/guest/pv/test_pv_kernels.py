@@ -16,6 +16,9 @@ _RANDOM = frozenset({"fuzz"})
 """Kernels that a test module of their own runs."""
 _KERNELS = [name for name in build.PV.names() if name not in _RANDOM]
 _KNOWN = {
+    ("smp", "a_refused_context_holds_nothing"): "the GDT of a context that is refused for its page tables stays in use",
+    ("smp", "the_time_it_was_offline"): "time offline counts as blocked",
+    ("memory", "a_multicall_in_a_multicall"): "the whole multicall fails, not the entry",
     ("traps", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
     (
         "user",

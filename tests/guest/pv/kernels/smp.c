@@ -1,0 +1,249 @@
+/*
+ * A second vCPU of a PV guest: started with a context, brought down and up, asked by events, and made to forget what it knows of page
+ * tables. Needs 2 vCPUs. Ref: xen/include/public/arch-x86/xen.h, struct vcpu_guest_context
+ */
+#include "pv.h"
+
+#define SECOND (1000 * MS)
+#define WINDOW (PLAYGROUND + 0x300000)
+#define ROUNDS 60
+#define MARK 0x123456789
+
+static uint8_t stack[16384] __attribute__((aligned(16)));
+static uint64_t gdt[512] PAGE_ALIGNED, a_page[512] PAGE_ALIGNED, b_page[512] PAGE_ALIGNED;
+static volatile unsigned runs, upcalls, faults;
+static volatile unsigned long seen_fs, seen_gs, seen_cr3, seen_rdi, seen_rsp, asked, answered, sum;
+static evtchn_port_t ipi;
+static struct vcpu_guest_context context;
+static uint64_t of_fs = 0xf5, of_gs = 0x65;
+
+static void upcall(struct trap_frame *frame)
+{
+    (void)frame;
+    vcpu_info(1)->evtchn_upcall_pending = 0;
+    vcpu_info(1)->evtchn_pending_sel = 0;
+    __sync_fetch_and_and(&shared_info->evtchn_pending[ipi / BITS], ~(1ul << ipi % BITS));
+    upcalls++;
+}
+
+/* What the second vCPU does: notes what it finds, then reads the window whenever asked to. */
+static void second(unsigned long argument)
+{
+    unsigned long value;
+    seen_rdi = argument;
+    __asm__ volatile("mov %%rsp, %0" : "=r"(value));
+    seen_rsp = value;
+    __asm__ volatile("mov %%fs:0, %0" : "=r"(value));
+    seen_fs = value;
+    __asm__ volatile("mov %%gs:0, %0" : "=r"(value));
+    seen_gs = value;
+    __asm__ volatile("mov %%cr3, %0" : "=r"(value));
+    seen_cr3 = value;
+    runs++;
+    for (;;) {
+        if (asked != answered) {
+            sum = *(volatile uint64_t *)WINDOW;
+            barrier();
+            answered = asked;
+        }
+        sum += *(volatile uint64_t *)WINDOW & 0; /* keeps the translation in use */
+    }
+}
+
+static bool wait_for(volatile unsigned *counter, unsigned value)
+{
+    for (uint64_t end = system_time() + 5 * SECOND; *counter < value && system_time() < end;)
+        sched_op(SCHEDOP_yield, 0);
+    return *counter >= value;
+}
+
+static bool ask(unsigned long *result)
+{
+    asked++;
+    for (uint64_t end = system_time() + 5 * SECOND; answered != asked && system_time() < end;)
+        sched_op(SCHEDOP_yield, 0);
+    *result = sum;
+    return answered == asked;
+}
+
+static void fill(void)
+{
+    memset(&context, 0, sizeof context);
+    context.flags = VGCF_in_kernel;
+    context.user_regs.rip = (unsigned long)second;
+    context.user_regs.rsp = (unsigned long)(stack + sizeof stack - 8);
+    context.user_regs.rdi = MARK;
+    context.user_regs.cs = CS64;
+    context.user_regs.ss = SS;
+    context.user_regs.rflags = FLAGS_IF;
+    context.kernel_ss = SS;
+    context.kernel_sp = (unsigned long)(stack + sizeof stack / 2);
+    context.ctrlreg[3] = mfn_of((void *)xen_start->pt_base) * PAGE_SIZE;
+    context.gdt_frames[0] = mfn_of(gdt);
+    context.gdt_ents = 512;
+    context.fs_base = (unsigned long)&of_fs;
+    context.gs_base_kernel = (unsigned long)&of_gs;
+    context.event_callback_eip = (unsigned long)trap_entries[ENTRY_EVENT];
+    context.failsafe_callback_eip = (unsigned long)trap_entries[ENTRY_FAILSAFE];
+    context.syscall_callback_eip = (unsigned long)trap_entries[ENTRY_SYSCALL];
+    for (unsigned vector = 0; vector < 32; vector++)
+        context.trap_ctxt[vector] = (struct trap_info){
+            .vector = vector, .cs = CS64, .address = (unsigned long)trap_entries[vector]};
+}
+
+TEST(starts_offline)
+{
+    CHECK_EQ(vcpu_op(VCPUOP_is_up, 1, 0), 0);
+    CHECK_ERR(vcpu_op(VCPUOP_up, 1, 0), XEN_EINVAL);
+    CHECK_ERR(vcpu_op(VCPUOP_is_up, 2, 0), XEN_ENOENT);
+}
+
+TEST(bad_contexts)
+{
+    fill();
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, BAD_PTR), XEN_EFAULT);
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 2, &context), XEN_ENOENT);
+    context.ctrlreg[3] = NO_MFN * PAGE_SIZE;
+    REQUIRE(protect(gdt, PTE_RO_PAGE) == 0);
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    fill();
+    context.ctrlreg[3] = mfn_of(a_page) * PAGE_SIZE;
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    fill();
+    context.gdt_frames[0] = NO_MFN;
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    fill();
+    context.gdt_ents = 14 * 512 + 1;
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+}
+
+TEST(a_refused_context_holds_nothing)
+{
+    fill();
+    context.ctrlreg[3] = NO_MFN * PAGE_SIZE;
+    REQUIRE(protect(gdt, PTE_RO_PAGE) == 0);
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    CHECK_OK(protect(gdt, PTE_RW_PAGE));
+}
+
+TEST(initialise)
+{
+    fill();
+    REQUIRE(protect(gdt, PTE_RO_PAGE) == 0);
+    CHECK_OK(vcpu_op(VCPUOP_initialise, 1, &context));
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EEXIST);
+    CHECK_EQ(vcpu_op(VCPUOP_is_up, 1, 0), 0);
+    CHECK_ERR(protect(gdt, PTE_RW_PAGE), XEN_EBUSY);
+    CHECK_EQ(runs, 0);
+}
+
+TEST(up)
+{
+    a_page[0] = 0xaaaa;
+    b_page[0] = 0xbbbb;
+    REQUIRE(map_at(WINDOW, pte(a_page, PTE_RW_PAGE)));
+    CHECK_OK(vcpu_op(VCPUOP_up, 1, 0));
+    CHECK(wait_for(&runs, 1));
+    CHECK_EQ(seen_rdi, MARK);
+    CHECK_EQ(seen_fs, of_fs);
+    CHECK_EQ(seen_gs, of_gs);
+    CHECK_EQ(seen_cr3 / PAGE_SIZE, mfn_of((void *)xen_start->pt_base));
+    CHECK(seen_rsp > (unsigned long)stack + sizeof stack - 256);
+    CHECK_EQ(vcpu_op(VCPUOP_is_up, 1, 0), 1);
+}
+
+TEST(it_reads_the_window)
+{
+    unsigned long value;
+    CHECK(ask(&value));
+    CHECK_EQ(value, 0xaaaa);
+}
+
+TEST(events_reach_it)
+{
+    struct evtchn_bind_ipi bind = {.vcpu = 1};
+    REQUIRE(event_channel_op(EVTCHNOP_bind_ipi, &bind) == 0);
+    ipi = bind.port;
+    on_trap(ENTRY_EVENT, upcall);
+    vcpu_info(1)->evtchn_upcall_mask = 0;
+    struct evtchn_send send = {.port = ipi};
+    for (unsigned i = 1; i <= 50; i++) {
+        CHECK_OK(event_channel_op(EVTCHNOP_send, &send));
+        CHECK(wait_for(&upcalls, i));
+    }
+    CHECK_EQ(vcpu_info(1)->evtchn_upcall_mask, 0);
+}
+
+TEST(it_forgets_a_translation_when_update_va_mapping_says_so)
+{
+    unsigned long value;
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint64_t *page = i & 1 ? a_page : b_page;
+        CHECK_OK(update_va((void *)WINDOW, pte(page, PTE_RW_PAGE), UVMF_INVLPG | UVMF_ALL));
+        CHECK(ask(&value));
+        CHECK_EQ(value, page[0]);
+    }
+}
+
+TEST(it_forgets_a_translation_when_mmuext_says_so)
+{
+    static const unsigned kinds[] = {
+        MMUEXT_INVLPG_ALL, MMUEXT_TLB_FLUSH_ALL, MMUEXT_INVLPG_MULTI, MMUEXT_TLB_FLUSH_MULTI};
+    unsigned long value, mask = 2;
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint64_t *page = i & 1 ? a_page : b_page;
+        CHECK_OK(mmu_update(maddr_of(entry_of((void *)WINDOW, 1)), pte(page, PTE_RW_PAGE)));
+        struct mmuext_op op = {.cmd = kinds[i % ARRAY_SIZE(kinds)], .arg1.linear_addr = WINDOW};
+        set_xen_guest_handle(op.arg2.vcpumask, &mask);
+        CHECK_OK(hypercall(__HYPERVISOR_mmuext_op, (unsigned long)&op, 1, 0, DOMID_SELF, 0));
+        CHECK(ask(&value));
+        CHECK_EQ(value, page[0]);
+    }
+}
+
+TEST(it_forgets_a_writable_mapping_before_the_frame_is_a_table)
+{
+    unsigned long value;
+    for (unsigned i = 0; i < 20; i++) {
+        CHECK_OK(update_va((void *)WINDOW, pte(a_page, PTE_RO_PAGE), UVMF_INVLPG | UVMF_ALL));
+        memset(b_page, 0, PAGE_SIZE);
+        CHECK_OK(protect(b_page, PTE_RO_PAGE));
+        a_page[0] = 0xaaaa0 + i * 16;
+        CHECK(ask(&value));
+        CHECK_EQ(value, a_page[0]);
+        CHECK_OK(PIN(2, b_page));
+        CHECK_OK(UNPIN(b_page));
+        CHECK_OK(protect(b_page, PTE_RW_PAGE));
+        CHECK_OK(update_va((void *)WINDOW, pte(b_page, PTE_RW_PAGE), UVMF_INVLPG | UVMF_ALL));
+    }
+}
+
+TEST(down_and_up)
+{
+    unsigned long value;
+    for (unsigned i = 0; i < 5; i++) {
+        CHECK_OK(vcpu_op(VCPUOP_down, 1, 0));
+        CHECK_EQ(vcpu_op(VCPUOP_is_up, 1, 0), 0);
+        unsigned before = upcalls;
+        struct evtchn_send send = {.port = ipi};
+        CHECK_OK(event_channel_op(EVTCHNOP_send, &send));
+        CHECK_OK(vcpu_op(VCPUOP_up, 1, 0));
+        CHECK(wait_for(&upcalls, before + 1));
+        CHECK(ask(&value));
+    }
+    CHECK_EQ(runs, 1);
+}
+
+TEST(its_runstate)
+{
+    struct vcpu_runstate_info info;
+    CHECK_OK(vcpu_op(VCPUOP_get_runstate_info, 1, &info));
+    CHECK(info.time[RUNSTATE_running] > 0);
+}
+
+TEST(the_time_it_was_offline)
+{
+    struct vcpu_runstate_info info;
+    CHECK_OK(vcpu_op(VCPUOP_get_runstate_info, 1, &info));
+    CHECK(info.time[RUNSTATE_offline] > 0);
+}
