@@ -1,4 +1,7 @@
-"""Boots a guest of 256 MiB, has its balloon driver give back half and take it again. Arguments: kernel, ramdisk. Prints a verdict."""
+"""Boots a guest of 256 MiB, has its balloon driver give back half and take it again. Prints a verdict.
+
+Arguments: kernel, ramdisk, the guest's type.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,12 @@ FULL, HALF = 256, 128
 WAIT_S = 90
 
 
-def main(kernel: str, ramdisk: str) -> int:
+def main(kernel: str, ramdisk: str, kind: str = "pvh") -> int:
     """Run the guest; return 0 if its memory followed the target."""
-    text = f'name="balloon"\ntype="pvh"\nmemory={FULL}\nkernel="{kernel}"\nramdisk="{ramdisk}"\ncmdline="console=hvc0 quiet"'
+    text = (
+        f'name="balloon"\ntype="{kind}"\nmemory={FULL}\nkernel="{kernel}"\nramdisk="{ramdisk}"\n'
+        'cmdline="console=hvc0 quiet"'
+    )
     host = Host()
     output = bytearray()
 
