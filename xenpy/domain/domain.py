@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from xenpy.domain.services import Services
     from xenpy.domain.vcpu import Vcpu
     from xenpy.hypercalls.call import Call
+    from xenpy.memory import Frame
     from xenpy.pv.evtchn import PortTable
 
 DOM0: Final = 0
@@ -97,8 +98,8 @@ class Domain(ABC):
         self.vm = Vm(kvm)
         self.memory.on_region = self.vm.set_region
 
-    def _make_state(self) -> None:
-        """Make what a domain shares with its hypervisor."""
+    def _make_state(self, grant_frame_number: Callable[[Frame], int] | None = None) -> None:
+        """Make what a domain shares with its hypervisor; see GrantTable for the number of a frame of grants."""
         config, vcpus = self.config, self.config.maxvcpus
         self.shared_info = SharedInfo(self.frames, self.memory, vcpus)
         self.evtchn = EventChannels(
@@ -108,6 +109,7 @@ class Domain(ABC):
         self.gnttab = GrantTable(
             self.domid, self.frames, self.memory, lookup=self._peer_grants, max_frames=config.max_grant_frames,
             max_maptrack_frames=config.max_maptrack_frames, max_version=config.max_grant_version,
+            frame_number=grant_frame_number,
         )  # fmt: skip
         self.hvm_params = HvmParams()
 

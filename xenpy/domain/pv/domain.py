@@ -51,7 +51,7 @@ class PvDomain(Domain):
         self.writer: PvVcpu | None = None
         """The vCPU whose hypercall or fault is being dealt with."""
         self._make_vm(Cap.VCPU_EVENTS)
-        self._make_state()
+        self._make_state(lambda frame: self.frame_mfn(frame.offset))
         for info in self.shared_info.vcpu_info:
             info.upcall_mask = True
         self.memory.add_frames(POOL_GPA, self.frames)
