@@ -401,8 +401,8 @@ def test_the_console_on_a_terminal(tools: Toolstack) -> None:
         assert viewer.stdout.read(14) == b"ready\n[hello]\n"
 
 
-def test_viewers_stay_when_the_guest_starts_anew(tools: Toolstack, builder: build.Builder) -> None:
-    tools.create("x", "-p", settings=("on_crash=restart",))
+def test_viewers_stay_when_the_guest_starts_anew(tools: Toolstack) -> None:
+    tools.create("x", "-p", settings=("on_poweroff=restart",))
     with tools.viewer("x") as viewer:
         assert viewer.stdout is not None
         assert viewer.stdin is not None
@@ -412,12 +412,12 @@ def test_viewers_stay_when_the_guest_starts_anew(tools: Toolstack, builder: buil
             assert waiting.stderr is not None
             assert waiting.stderr.readline() == b"Rebooting domain 1\n"
             assert waiting.stderr.readline() == b"Waiting for 1 domain\n"
-            tools.ok("debug-keys", "C")
+            viewer.stdin.write(b"bye\n")
+            viewer.stdin.flush()
             assert waiting.wait(TIMEOUT_S) == 0
         assert viewer.stdout.read(6) == b"ready\n"
         assert tools.ok("domid", "x") == "2\n"
-        viewer.stdin.write(b"bye\n")
-        viewer.stdin.flush()
+        tools.ok("destroy", "x")
         assert viewer.wait(TIMEOUT_S) == 0
 
 
