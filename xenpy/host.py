@@ -11,7 +11,7 @@ from xenpy.devices.registry import DeviceOptions, Devices
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.idle import HaltWatch
 from xenpy.domain.make import make_domain
-from xenpy.errors import Errno, XenError
+from xenpy.errors import ConfigError, Errno, XenError
 from xenpy.kvm.system import Kvm
 from xenpy.loop import Loop
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
@@ -89,13 +89,37 @@ class Guest:
 
     def request_shutdown(self, how: str = "poweroff") -> None:
         """Ask the guest to end: `how` is poweroff, reboot, halt or suspend. Ref: xenstore-paths, control/shutdown"""
-        with self.host.lock:
-            self.host.store.write(f"/local/domain/{self.domain.domid}/control/shutdown", how)
+        self._tell({"control/shutdown": how})
 
     def set_memory_target(self, mib: int) -> None:
         """Ask the guest's balloon driver for a size, in MiB. Ref: xenstore-paths, memory/target"""
+        self._tell({"memory/target": mib << 10})
+
+    def set_vcpus(self, count: int) -> None:
+        """Ask the guest to use its first `count` vCPUs, of at most maxvcpus=. Raises ConfigError.
+
+        Ref: xenstore-paths, cpu/N/availability
+        """
+        most = len(self.domain.vcpus)
+        if not 1 <= count <= most:
+            raise ConfigError(f"{self.domain.name}: {count} vCPUs are not from 1 to maxvcpus={most}")
+        words = {False: "offline", True: "online"}
+        self._tell({f"cpu/{vcpu_id}/availability": words[vcpu_id < count] for vcpu_id in range(most)})
+
+    def send_sysrq(self, key: str) -> None:
+        """Give the guest's kernel a magic SysRq key, one letter or digit. Raises ConfigError.
+
+        Ref: xenstore-paths, control/sysrq
+        """
+        if len(key) != 1 or not (key.isascii() and key.isalnum()):
+            raise ConfigError(f"{self.domain.name}: {key!r} is not a SysRq key: one letter or digit")
+        self._tell({"control/sysrq": key})
+
+    def _tell(self, nodes: dict[str, str | int]) -> None:
+        """Write nodes that the guest watches."""
         with self.host.lock:
-            self.host.store.write(f"/local/domain/{self.domain.domid}/memory/target", str(mib << 10))
+            for name, value in nodes.items():
+                self.host.store.write(f"/local/domain/{self.domain.domid}/{name}", value)
 
     def close(self) -> None:
         """End the guest if it has not ended, and free all of it."""

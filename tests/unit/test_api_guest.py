@@ -72,10 +72,31 @@ def test_a_guest_that_ends_ends_every_wait(talker: xenpy.Guest) -> None:
         talker.pause,
         talker.bind_event,
         lambda: talker.set_memory(16),
+        lambda: talker.set_vcpus(1),
+        lambda: talker.sysrq("h"),
     ):
         with pytest.raises(xenpy.GuestEnded):
             action()
     assert talker.console.expect(xenpy.EOF).before == "ready\n"
+
+
+def test_what_a_guest_is_told_through_xenstore() -> None:
+    with xenpy.Guest.from_kernel(kernel("console"), memory=32, vcpus=1, maxvcpus=3, timeout=TIMEOUT) as guest:
+        guest.set_vcpus(2)
+        assert [guest.xenstore.read(f"cpu/{number}/availability") for number in range(3)] == [
+            "online",
+            "online",
+            "offline",
+        ]
+        for count in (0, 4):
+            with pytest.raises(xenpy.ConfigError, match=f"{count} vCPUs are not from 1 to maxvcpus=3"):
+                guest.set_vcpus(count)
+        guest.sysrq("h")
+        assert guest.xenstore.read("control/sysrq") == "h"
+        for key in ("", "hh", "/"):
+            with pytest.raises(xenpy.ConfigError, match="is not a SysRq key"):
+                guest.sysrq(key)
+        assert guest.devices.find("vbd", 0) is None
 
 
 def test_a_crash_is_told_with_its_reason() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from xenpy.api.settings import Setting
     from xenpy.config import DomainConfig
+    from xenpy.devices.registry import Devices
     from xenpy.domain.domain import Domain
     from xenpy.host import Guest as Core
 
@@ -235,6 +236,21 @@ class Guest:
         """Ask the guest's balloon driver for a size, in MiB."""
         self._check_alive("and has no memory any more")
         self._core.set_memory_target(mib)
+
+    def set_vcpus(self, count: int) -> None:
+        """Ask the guest's kernel to use its first `count` vCPUs, of at most maxvcpus=. Raises ConfigError."""
+        self._check_alive("and has no vCPUs any more")
+        self._core.set_vcpus(count)
+
+    def sysrq(self, key: str) -> None:
+        """Give the guest's kernel a magic SysRq key, one letter or digit. Raises ConfigError."""
+        self._check_alive("and hears no SysRq")
+        self._core.send_sysrq(key)
+
+    @property
+    def devices(self) -> Devices:
+        """Return the guest's split devices: to find one, to plug one in, to take one away."""
+        return self._core.devices
 
     def _write(self, data: bytes) -> int:
         """Give the console input; return how much it took."""
