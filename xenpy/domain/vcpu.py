@@ -225,7 +225,11 @@ class Vcpu(ABC):
         domain = self.domain
         call = Call(domain, self, number, args, wide=wide, checkpoint=self._checkpoint)
         with domain.host.lock:
+            self.take_over()
             return domain.dispatch(call)
+
+    def take_over(self) -> None:
+        """Be the vCPU in whose name the domain changes. Under the host's lock, each time that it has been taken."""
 
     def _checkpoint(self) -> None:
         """Let others have the lock during a long hypercall, and end it if the domain is going."""

@@ -122,8 +122,8 @@ class Faults(Bounces):
         if self.in_kernel:
             error &= ~_PF_USER
             if error & (_PF_PRESENT | _PF_WRITE) == _PF_PRESENT | _PF_WRITE and self._is_table(gva):
-                self.take_over()
                 with domain.host.lock:
+                    self.take_over()
                     outcome = emulate_store(self._machine, gva, self._write_entry)
                 if outcome is not Outcome.UNHANDLEABLE:
                     self._finish(outcome, Vector.PF, error)
@@ -168,8 +168,8 @@ class Faults(Bounces):
     def _on_protection_fault(self, error: int) -> None:
         outcome: Outcome | GuestFault = Outcome.UNHANDLEABLE
         if error == 0:
-            self.take_over()
             with self.domain.host.lock:
+                self.take_over()
                 outcome = emulate_privileged(self._machine)
         elif error & 7 == 2:  # INT n through a gate of the IDT that asks for more privilege
             trap = self.traps[error >> 3 & 0xFF]
@@ -234,10 +234,6 @@ class Faults(Bounces):
         self.load_base(mfn)
         if mfn != old:
             mmu.drop_base(old, self._checkpoint, kernel=True)
-
-    def take_over(self) -> None:
-        """Be the vCPU in whose name page tables change."""
-        raise NotImplementedError
 
     def load_base(self, mfn: int) -> None:
         """Make an L4 the kernel's."""

@@ -25,7 +25,7 @@ from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE, PTE_RW
 from xenpy.shim.layout import WRITES_MAX, Page, Port, Selector, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from xenpy.domain.pv.domain import PvDomain
 
@@ -332,7 +332,6 @@ class PvVcpu(Faults, Contexts):
         regs = self.kvm.regs
         self._replaced = False
         args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
-        self.take_over()
         result = self._call(regs.rax & _MASK32, args, wide=True)
         if not self._replaced:
             regs.rax = result & 0xFFFF_FFFF_FFFF_FFFF
@@ -350,6 +349,16 @@ class PvVcpu(Faults, Contexts):
                 if old != new:
                     self.domain.mmu.moved_base(old, new, kernel=kernel)
             self._held = now
+
+    def poll(self, ports: Sequence[int], timeout_ns: int) -> None:
+        """Sleep until a port is pending, an upcall comes, or system time reaches `timeout_ns` (0: no limit)."""
+        super().poll(ports, timeout_ns)
+        self.domain.writer = self
+
+    def yield_(self) -> None:
+        """Let other vCPUs run."""
+        super().yield_()
+        self.domain.writer = self
 
     def note_held(self) -> None:
         """Take note that references have been taken for the present tables."""
