@@ -120,6 +120,10 @@ class SharedConsole(Terminal):
         with self._host_lock:
             super()._on_room()
 
+    def _on_input(self) -> None:
+        with self._host_lock:
+            super()._on_input()
+
     def attach(self, console: ConsoleRing | None) -> None:
         """Join terminal and viewers to a console, or to none. In the loop's thread."""
         if self._let_go:
