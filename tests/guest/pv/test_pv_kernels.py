@@ -19,7 +19,7 @@ _KNOWN = {
     ("smp", "a_refused_context_holds_nothing"): "the GDT of a context that is refused for its page tables stays in use",
     ("smp", "the_time_it_was_offline"): "time offline counts as blocked",
     ("memory", "a_multicall_in_a_multicall"): "the whole multicall fails, not the entry",
-    ("traps", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
+    ("privileged", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
     (
         "user",
         "tables_that_kernel_and_user_mode_share_hide_it_too",

@@ -124,6 +124,30 @@ const struct trap_frame *run_user(user_function function, unsigned long argument
     return run_user_frame(&start);
 }
 
+/* What user mode may be asked to do. */
+
+void user_echo(unsigned long argument)
+{
+    user_exit(argument);
+}
+
+void user_read(unsigned long va)
+{
+    user_exit(*(volatile unsigned long *)va);
+}
+
+void user_write(unsigned long va)
+{
+    *(volatile unsigned long *)va = USER_DONE;
+    user_exit(USER_DONE);
+}
+
+void user_execute(unsigned long va)
+{
+    ((void (*)(void))va)();
+    user_exit(USER_DONE);
+}
+
 /* -- page tables ------------------------------------------------------------------------------------------------------- */
 
 unsigned long mfn_of(const volatile void *page)

@@ -97,6 +97,13 @@ extern volatile unsigned long resume_at;
 extern struct trap_frame last_trap;
 extern unsigned long last_cr2;
 
+static inline unsigned long flags_now(void)
+{
+    unsigned long flags;
+    __asm__ volatile("pushfq; pop %0" : "=r"(flags));
+    return flags;
+}
+
 static inline int read_trap(const volatile void *va)
 {
     struct regs regs = {.d = (unsigned long)va};
@@ -124,6 +131,13 @@ static inline void __attribute__((noreturn)) user_exit(unsigned long value)
     for (;;)
         __asm__ volatile("syscall" : "+a"(value)::"rcx", "r11", "memory");
 }
+
+/* Exit with the argument, with what it points to, or with USER_DONE when that has been written, or called. */
+#define USER_DONE 0x123456789abcdef0
+void user_echo(unsigned long argument) __attribute__((noreturn));
+void user_read(unsigned long va) __attribute__((noreturn));
+void user_write(unsigned long va) __attribute__((noreturn));
+void user_execute(unsigned long va) __attribute__((noreturn));
 
 /* -- page tables ------------------------------------------------------------------------------------------------------- */
 
