@@ -26,7 +26,7 @@ from xenpy.pv.xenstore.toolstack import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from xenpy.config import DomainConfig
     from xenpy.devices.vif.switch import Switches
@@ -191,6 +191,16 @@ class Host:
     def map_page(self, domid: int, gref: int, *, readonly: bool = False) -> GrantMapping:
         """Map a page that a guest granted to us; under the lock. Raises GrantError, XenError(ESRCH)."""
         return self.domain(domid).gnttab.map_page(DOM0, gref, readonly=readonly)
+
+    def read_pages(self, domid: int, gfns: Iterable[int]) -> bytes:
+        """Return copies of pages of a guest's RAM; under the lock. Raises XenError: EFAULT, ESRCH."""
+        memory = self.domain(domid).memory
+        pages: list[bytes] = []
+        for gfn in gfns:
+            if not memory.is_ram(gfn):
+                raise XenError(Errno.EFAULT, f"gfn {gfn:#x} is not the guest's RAM")
+            pages.append(memory.read(gfn << PAGE_SHIFT, PAGE_SIZE))
+        return b"".join(pages)
 
     def bind(self, domid: int, port: int, handler: Callable[[], None]) -> int:
         """Bind to a port that a guest left for us, and return ours; under the lock. Raises XenError."""

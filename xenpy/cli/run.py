@@ -49,9 +49,8 @@ def run(
     domain = config.load(config_file, overrides, type_override=guest_type)
     for warning in domain.warnings:
         log.note(f"warning: {warning}")
-    from xenpy.domain.supported import check, without_effect
+    from xenpy.domain.supported import without_effect
 
-    check(domain)
     for warning in without_effect(domain):
         log.note(f"warning: {warning}")
     from xenpy.toolstack.creating import runner

@@ -85,7 +85,7 @@ def strace(
     Exit codes are those of `xenpy run`.
     """
     from xenpy import config
-    from xenpy.domain.supported import check, without_effect
+    from xenpy.domain.supported import without_effect
     from xenpy.runner import Runner
     from xenpy.testing.faults.rules import parse
     from xenpy.testing.trace.filters import Filter
@@ -97,7 +97,6 @@ def strace(
     if summary and as_json:
         raise click.UsageError("-c and --json cannot be used together")
     domain = config.load(config_file, overrides, type_override=guest_type)
-    check(domain)
     for warning in (*domain.warnings, *without_effect(domain)):
         log.note(f"warning: {warning}")
     pictures = perfetto is not None or timeline is not None

@@ -19,13 +19,22 @@ BACKENDS: Final[Mapping[str, str]] = {
     "vif": "xenpy.devices.vif",
     "console": "xenpy.devices.channel",
     "9pfs": "xenpy.devices.p9",
+    "vfb": "xenpy.devices.vfb",
+    "vkbd": "xenpy.devices.vkbd",
 }
 """Kind of device -> the module whose `create(services, domid, record, options)` makes its backend; imported when a guest has one.
 
 `create` opens what the device has of the host and raises ConfigError or HostError; `record` is the configuration's.
 """
 
-FIELDS: Final[Mapping[str, str]] = {"disks": "vbd", "vifs": "vif", "channels": "console", "p9": "9pfs"}
+FIELDS: Final[Mapping[str, str]] = {
+    "disks": "vbd",
+    "vifs": "vif",
+    "channels": "console",
+    "p9": "9pfs",
+    "vfbs": "vfb",
+    "vkbs": "vkbd",
+}
 """Field of a configuration that holds records -> the kind of device they describe."""
 
 

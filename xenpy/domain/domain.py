@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy import log
 from xenpy.abi.event_channel import DOMID_SELF
-from xenpy.domain import supported
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.watchdogs import Watchdogs
 from xenpy.errors import HostError
@@ -56,7 +55,6 @@ class Domain(ABC):
     e820: Sequence[tuple[int, int, int]]
 
     def __init__(self, host: Services, domid: int, config: DomainConfig) -> None:
-        supported.check(config)
         self.host = host
         self.domid = domid
         self.config = config

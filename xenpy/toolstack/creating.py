@@ -26,13 +26,12 @@ def load(file: str | None, arguments: Sequence[str]) -> tuple[str, DomainConfig]
     Raises ConfigError.
     """
     from xenpy import config
-    from xenpy.domain.supported import check, without_effect
+    from xenpy.domain.supported import without_effect
 
     rest = list(arguments)
     if file is None:
         file = rest.pop(0) if rest and "=" not in rest[0] else os.devnull
     domain = config.load(file, rest)
-    check(domain)
     for warning in (*domain.warnings, *without_effect(domain)):
         note(f"warning: {warning}")
     return file, domain
