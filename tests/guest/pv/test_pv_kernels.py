@@ -20,10 +20,7 @@ _KNOWN = {
     ("smp", "the_time_it_was_offline"): "time offline counts as blocked",
     ("memory", "a_multicall_in_a_multicall"): "the whole multicall fails, not the entry",
     ("privileged", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
-    (
-        "user",
-        "tables_that_kernel_and_user_mode_share_hide_it_too",
-    ): "an L4 of both modes shows user mode what is the kernel's",
+    ("isolation", "shared_tables_hide_it_too"): "an L4 of both modes shows user mode what is the kernel's",
 }
 """What is known not to be as on Xen, and how."""
 

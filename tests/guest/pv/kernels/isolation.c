@@ -81,7 +81,7 @@ TEST(guest_memory_is_out_of_reach_by_any_map_of_it)
     }
 }
 
-TEST(tables_that_kernel_and_user_mode_share_hide_it_too)
+TEST(shared_tables_hide_it_too)
 {
     unsigned long slot = (unsigned long)m2p & ~((1ul << SLOT_SHIFT) - 1);
     run_user(user_echo, 0);
