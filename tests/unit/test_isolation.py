@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,8 +192,14 @@ def test_who_dies_again_and_again_for_nothing_is_given_up(
 ) -> None:
     monkeypatch.setattr(keeping, "_MAX_DEATHS", 2)
     frontend.connect()
-    os.kill(pid(frontend), signal.SIGSTOP)
-    for _ in range(3):
-        kill(frontend)
-    frontend.await_state(XenbusState.Closing)
+    kept = keeper(frontend)
+
+    def closed() -> bool:
+        process = kept.process
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        return frontend.backend_state is XenbusState.Closing
+
+    frontend.services.until(closed, "that it is given up")
     assert "its process died 3 times" in frontend.services.store.read(frontend.backend.params.error_path)

@@ -26,19 +26,21 @@ class Kind(IntEnum):
     """To the process: end after what is under way."""
     FAILED = 3
     """From it: the frontend broke the protocol, or we have a bug; why, as text."""
-    MAP = 4
+    IDLE = 4
+    """From it, once for each queue: all that waited for it when it began has been done."""
+    MAP = 5
     """From it: a flag byte (1: read-only), then 32-bit grant references."""
-    MAPPED = 5
+    MAPPED = 6
     """The answer: 64-bit offsets in the guest's memory."""
-    REFUSED = 6
+    REFUSED = 7
     """The other answer: why, as text."""
-    UNMAP = 7
+    UNMAP = 8
     """From it: 32-bit grant references that it uses no more."""
-    UNMAPPED = 8
+    UNMAPPED = 9
     """The answer."""
-    FORK = 9
+    FORK = 10
     """To the template: make a process for the socket that comes along."""
-    FORKED = 10
+    FORKED = 11
     """The answer: the process' number, and a descriptor of it."""
 
 

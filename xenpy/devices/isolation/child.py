@@ -97,14 +97,16 @@ def _serve(
     control: Channel, line: Line, serve: Callable[[Callable[[], bool]], None], stopping: threading.Event
 ) -> None:
     try:
-        # Whoever was here before may have died with an event unsent; the guest takes one too many for nothing.
-        os.eventfd_write(line.notify, 1)
         wanted = select.poll()
         wanted.register(line.wake, select.POLLIN)
+        serve(stopping.is_set)
+        control.send(Kind.IDLE)
         while not stopping.is_set():
-            serve(stopping.is_set)
             wanted.poll()
             os.eventfd_read(line.wake)
+            serve(stopping.is_set)
+    except BrokenPipeError:  # the VMM has gone
+        return
     except Exception as error:  # of the frontend's making, or a bug of ours that must cost one device only
         _report(control, error)
 

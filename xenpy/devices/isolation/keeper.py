@@ -26,6 +26,7 @@ _MAX_DEATHS: Final = 16
 _PATIENT_DEATHS: Final = 3
 """As many are followed by a new start at once."""
 _FIRST_PAUSE_S: Final = 0.01
+_LONGEST_PAUSE_S: Final = 1.0
 _STEADY_S: Final = 10.0
 """Who lives as long as this did not die of what it was started on."""
 
@@ -121,6 +122,7 @@ class Keeper:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._stop = threading.Event()
         self._on_end: Callable[[], None] | None = None
+        self._busy = 0  # queues that the process has not yet got to the end of
         self.process: Process | None = None
         """The process that serves, if one does at the moment."""
         self.deaths = 0
@@ -148,21 +150,22 @@ class Keeper:
 
     def _keep(self) -> None:
         """Have one process after the other serve, until one ends because we say so. Raises FrontendError, HostError."""
-        in_vain = 0
+        in_vain = 0  # how many died one after the other with requests waiting that nobody got done
         while not self._stop.is_set():
             before, since = self._progress(), time.monotonic()
+            self._busy = len(self._lines)
             self._serve()
             if self._stop.is_set():
                 return
             self.deaths += 1
             report = log.note if self.deaths == 1 else log.debug
             report(f"domain {self._domid}: {self._name}: its process died; another one takes over")
-            steady = self._progress() != before or time.monotonic() - since > _STEADY_S
-            in_vain = 0 if steady else in_vain + 1
+            useful = not self._busy or self._progress() != before or time.monotonic() - since > _STEADY_S
+            in_vain = 0 if useful else in_vain + 1
             if in_vain > _MAX_DEATHS:
                 raise HostError(f"its process died {in_vain} times before it had done anything")
             if in_vain > _PATIENT_DEATHS:
-                self._stop.wait(_FIRST_PAUSE_S * 2 ** (in_vain - _PATIENT_DEATHS))
+                self._stop.wait(min(_FIRST_PAUSE_S * 2 ** (in_vain - _PATIENT_DEATHS), _LONGEST_PAUSE_S))
 
     def _serve(self) -> None:
         """Have a process serve, and return when it is gone. Raises FrontendError, HostError."""
@@ -210,7 +213,7 @@ class Keeper:
         while True:
             for fd, _ in poll.poll():
                 if fd == control.fileno():
-                    if not _listen(control):
+                    if not self._listen(control):
                         return
                 elif fd == self._wake:
                     os.eventfd_read(self._wake)
@@ -218,13 +221,17 @@ class Keeper:
                 elif actions[fd]() is False:
                     poll.unregister(fd)
 
-
-def _listen(control: Channel) -> bool:
-    """Hear what the process says of itself; return whether it is still there. Raises FrontendError, ChannelError."""
-    message = control.receive()
-    if message is None:
-        return False
-    message.close()
-    if message.kind is not Kind.FAILED:
-        raise ChannelError(message.kind.name)
-    raise FrontendError(message.payload.decode("utf-8", "replace"))
+    def _listen(self, control: Channel) -> bool:
+        """Hear what the process says of itself; return whether it is still there. Raises FrontendError, ChannelError."""
+        message = control.receive()
+        if message is None:
+            return False
+        message.close()
+        match message.kind:
+            case Kind.IDLE:
+                self._busy -= 1
+            case Kind.FAILED:
+                raise FrontendError(message.payload.decode("utf-8", "replace"))
+            case kind:
+                raise ChannelError(kind.name)
+        return True

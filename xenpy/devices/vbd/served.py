@@ -38,9 +38,15 @@ def adopt(kind: str, fields: Mapping[str, Any], fds: Sequence[int]) -> Backing:
 def _server(job: Job, line: Line, offsets: Sequence[int], backing: Backing) -> Callable[[Callable[[], bool]], None]:
     layout = LAYOUTS[job.device["protocol"]]
     journal = Journal(line.state, job.device["entries"], layout.entry_size)
-    ring = BlockRing([job.ram.page(offset) for offset in offsets], layout, journal)
-    pages = GrantedPages(line.grants, persistent=job.device["kept"])
-    queue = BlockQueue(ring, pages, backing, lambda: os.eventfd_write(line.notify, 1))
+    ring_pages = [job.ram.page(offset) for offset in offsets]
+    ring = BlockRing(ring_pages, layout, journal)
+
+    def notify() -> None:
+        os.eventfd_write(line.notify, 1)
+
+    if journal.owes_event(ring_pages[0]):
+        notify()
+    queue = BlockQueue(ring, GrantedPages(line.grants, persistent=job.device["kept"]), backing, notify)
 
     def serve(stopping: Callable[[], bool]) -> None:
         def look() -> bool:
