@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
     from xenpy.devices.vif.switch import Switches
     from xenpy.domain.domain import Domain
+    from xenpy.domain.pv.probe import Traits
     from xenpy.pv.evtchn import PortTable
     from xenpy.pv.gnttab import GrantMapping
 
@@ -149,10 +150,19 @@ class Host:
         self.domains: dict[int, Domain] = {}
         self.ports = HostPorts(DOM0, lookup=self._ports_of)
         self._next_domid = 1
+        self._pv_traits: Traits | None = None
         self.on_end: Callable[[Domain], None] = _ignore_end
 
     def _ports_of(self, domid: int) -> PortTable:
         return self.domain(domid).evtchn
+
+    def pv_traits(self) -> Traits:
+        """Return what matters of this host's KVM to PV guests, found out once. Raises HostError where they cannot run."""
+        if self._pv_traits is None:
+            from xenpy.domain.pv.probe import probe
+
+            self._pv_traits = probe(self.kvm)
+        return self._pv_traits
 
     def domain(self, domid: int) -> Domain:
         """Return a domain. Raises XenError(ESRCH)."""

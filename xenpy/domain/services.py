@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import threading
 
     from xenpy.domain.domain import Domain
+    from xenpy.domain.pv.probe import Traits
     from xenpy.kvm.system import Kvm
     from xenpy.loop import Loop
     from xenpy.pv.evtchn import HostPorts
@@ -24,6 +25,9 @@ class Services(Protocol):
     store: Xenstore
     ports: HostPorts
     """dom0's event channels: ours."""
+
+    def pv_traits(self) -> Traits:
+        """Return what matters of this host's KVM to PV guests. Raises HostError where they cannot run."""
 
     def domain(self, domid: int) -> Domain:
         """Return a running domain. Raises XenError(ESRCH)."""

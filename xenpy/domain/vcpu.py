@@ -230,6 +230,7 @@ class Vcpu(ABC):
 
     def take_over(self) -> None:
         """Be the vCPU in whose name the domain changes. Under the host's lock, each time that it has been taken."""
+        return  # a PVH domain does not care
 
     def _checkpoint(self) -> None:
         """Let others have the lock during a long hypercall, and end it if the domain is going."""

@@ -73,6 +73,37 @@ class Vcpu(Protocol):
         """Tell whether an upcall waits that the vCPU would take."""
 
 
+class PvVcpu(Vcpu, Protocol):
+    """A vCPU of a PV guest: what stands for its IDT, TSS and segment registers."""
+
+    def clear_traps(self) -> None:
+        """Forget all handlers."""
+
+    def set_trap(self, vector: int, flags: int, cs: int, gva: int) -> None:
+        """Set a vector's handler; bits 0-1 of `flags` are the lowest privilege that may raise it by INT, bit 2 masks events."""
+
+    def set_kernel_stack(self, ss: int, sp: int) -> None:
+        """Set the stack on which the kernel is entered from user mode."""
+
+    def set_ts(self, value: bool) -> None:
+        """Set or clear CR0.TS."""
+
+    def set_debugreg(self, number: int, value: int) -> None:
+        """Set a debug register. Raises XenError: EINVAL, EPERM."""
+
+    def get_debugreg(self, number: int) -> int:
+        """Return a debug register."""
+
+    def iret(self) -> None:
+        """Go where the frame on the kernel's stack says. Raises XenError(EFAULT) for a stack that cannot be read."""
+
+    def load_user_gs(self, selector: int) -> None:
+        """Load a selector into the GS of user mode; one that is no good becomes null."""
+
+    def set_base(self, which: int, gva: int) -> None:
+        """Set a segment's base: 0 FS, 1 user mode's GS, 2 the kernel's GS."""
+
+
 class Domain(Protocol):
     """The domain of the calling vCPU."""
 

@@ -13,6 +13,7 @@ from xenpy.builder.pv_stubs import pv_hypercall_page
 from xenpy.domain.areas import place_time
 from xenpy.domain.domain import Domain
 from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
+from xenpy.domain.pv.processor import set_up_processor
 from xenpy.domain.pv.vcpu import PvVcpu
 from xenpy.kvm.constants import Cap
 from xenpy.memory import PAGE_SHIFT
@@ -21,7 +22,7 @@ from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.mmu.mmu import Mmu
 from xenpy.pv.mmu.protocols import Mappable
 from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, VCPU_INFO_SIZE
-from xenpy.shim.layout import SLOTS, State
+from xenpy.shim.layout import State
 from xenpy.shim.memory import Shim
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class PvDomain(Domain):
                 self.xcr0 = xcr0(host_leaves) if has_xsave else 0
             if self.xcr0:
                 vcpu.kvm.set_xcr0(self.xcr0)
-            vcpu.set_up_processor()
+            set_up_processor(vcpu.kvm, self.shim, vcpu.window, xsave=bool(self.xcr0))
             self._vcpus.append(vcpu)
         self.pv_vcpus[0].start_first(self._start)
         self.mmu.types.flush = self._flush_all
@@ -83,8 +84,9 @@ class PvDomain(Domain):
         size = config.maxmem_mib << 20
         pages = size >> PAGE_SHIFT
         self.shared_info_mfn = self.frame_mfn(self.shared_info.frame.offset)
+        traits = self.host.pv_traits()
         self.shim = Shim(
-            memory, SHIM_GPA, slot=SLOTS[0], ring3_entry=True, base_mfn=BASE_MFN, nr_pages=pages,
+            memory, SHIM_GPA, slot=traits.slot, ring3_entry=traits.ring3_entry, base_mfn=BASE_MFN, nr_pages=pages,
             m2p_entries=BASE_MFN + pages, vcpus=config.maxvcpus, version=self.version.number,
             pool=(POOL_GPA, self.frames.size), fast=self.shim_fast,
         )  # fmt: skip

@@ -150,9 +150,9 @@ class PvVcpu(Faults, Contexts):
         sregs, regs, run = self.kvm.sregs, self.kvm.regs, self.kvm.run
         cr3 = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
         load = self._flush or sregs.cr3 != cr3
-        if not (self._ring0 or load or self._writes or self._invlpg is not None):
-            if sregs.cs.selector == self.cs and sregs.ss.selector == self.ss:
-                return  # nothing is marked dirty that is not: writing registers makes KVM forget exceptions
+        here = not self._ring0 and sregs.cs.selector == self.cs and sregs.ss.selector == self.ss
+        if here and not (load or self._writes or self._invlpg is not None):
+            return  # nothing is marked dirty that is not: writing registers makes KVM forget exceptions
         if len(self._writes) > WRITES_MAX:
             self._flush_writes()
         resume = self.domain.shim.code.resume
@@ -162,14 +162,10 @@ class PvVcpu(Faults, Contexts):
             state[State.SAVED_RCX], state[State.SAVED_RSI] = regs.rcx, regs.rsi
             self._list_writes(self._writes)
             self._writes = []
-            if load:
-                entry = resume.writes_cr3
-            else:
-                entry = resume.writes if self._invlpg is None else resume.writes_invlpg
-        elif load:
-            entry = resume.cr3
+            ways = resume.writes_cr3, resume.writes_invlpg, resume.writes
         else:
-            entry = resume.plain if self._invlpg is None else resume.invlpg
+            ways = resume.cr3, resume.invlpg, resume.plain
+        entry = ways[0 if load else 1 if self._invlpg is not None else 2]
         if load:
             state[State.NEW_CR3] = cr3
         elif self._invlpg is not None:
