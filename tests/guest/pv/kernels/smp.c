@@ -171,6 +171,8 @@ TEST(events_reach_it)
         CHECK_OK(event_channel_op(EVTCHNOP_send, &send));
         CHECK(wait_for(&upcalls, i));
     }
+    for (uint64_t end = system_time() + 5 * SECOND; vcpu_info(1)->evtchn_upcall_mask && system_time() < end;)
+        sched_op(SCHEDOP_yield, 0); /* it has still to come back from its handler */
     CHECK_EQ(vcpu_info(1)->evtchn_upcall_mask, 0);
 }
 
