@@ -1,14 +1,15 @@
 """Where a PV kernel makes its hypercalls, and how to have it call the shim there instead.
 
-On hosts where SYSCALL costs as much as an exit, in-guest code that is reached by SYSCALL saves little. Kernels since the fix of XSA-466 have no
-hypercall page: they execute SYSCALL in one function, and once more for IRET. The image in memory is changed there, in place, byte for byte:
+On hosts where SYSCALL costs as much as an exit, in-guest code that is reached by SYSCALL saves little. Kernels since the fix of XSA-466
+have no hypercall page: they execute SYSCALL in one function, and once more for IRET. The image in memory is changed there, in place,
+byte for byte:
 
     push rcx; push r11; syscall; pop r11; pop rcx      becomes  call [pointer]; nop
     push rcx; push r11; push rax; mov eax, 23; syscall becomes  push rcx; push r11; push rax; jmp [pointer]; nop
     pushfq; cli; cmp gs:[rsi], rax                     becomes  pushfq; nop; cmp gs:[rsi], rax
 
-The last is a compare-and-exchange of 16 bytes that kernels use before they know the processor; CLI does nothing in a PV guest but fault. The
-pointers lie in the unused end of the segment's last page. A kernel without these very bytes is left as it is, and works as well.
+The last is a compare-and-exchange of 16 bytes that kernels use before they know the processor; CLI does nothing in a PV guest but fault.
+The pointers lie in the unused end of the segment's last page. A kernel without these very bytes is left as it is, and works as well.
 
 Ref: XSA-466
 """

@@ -46,6 +46,7 @@ from xenpy.shim.layout import Port, State
 
 if TYPE_CHECKING:
     from xenpy.asm import Assembler, Mem
+    from xenpy.asm.registers import Reg
     from xenpy.shim.code import Guest
 
 _SAVED: Final = (rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rbp)
@@ -64,7 +65,7 @@ _TABLE_BITS: Final = frames.TYPE_MASK | frames.VALIDATED | frames.OWNED
 _REF_LIMIT_BIT: Final = frames.REFS_SHIFT + frames.MAX_REFS.bit_length() - 1
 
 
-def _at(reg: object) -> int:
+def _at(reg: Reg) -> int:
     """Return the offset from RBP of a saved register."""
     return (len(_SAVED) - 1 - _SAVED.index(reg)) * 8
 
@@ -256,18 +257,18 @@ class FastCalls:
 
     # -- page table entries -------------------------------------------------------------------------------------------
 
-    def _frame_word(self, dst: object, entry: object, label: str) -> None:
+    def _frame_word(self, dst: Reg, entry: Reg, label: str) -> None:
         """Have `dst` point to the frame table's word of the frame in `entry`; go to `label` if it is not the guest's."""
         a = self.a
-        a.mov(dst, PTE_FRAME)  # type: ignore[arg-type]
-        a.and_(dst, entry)  # type: ignore[arg-type]
-        a.shr(dst, 12)  # type: ignore[arg-type]
-        a.sub(dst, self.guest.base_mfn)  # type: ignore[arg-type]
-        a.cmp(dst, self.guest.nr_pages)  # type: ignore[arg-type]
+        a.mov(dst, PTE_FRAME)
+        a.and_(dst, entry)
+        a.shr(dst, 12)
+        a.sub(dst, self.guest.base_mfn)
+        a.cmp(dst, self.guest.nr_pages)
         a.jae(label)
-        a.shl(dst, 3)  # type: ignore[arg-type]
+        a.shl(dst, 3)
         a.mov(rcx, self.guest.frames_va)
-        a.add(dst, rcx)  # type: ignore[arg-type]
+        a.add(dst, rcx)
 
     def _update_entry(self) -> None:
         """Emit `update_entry`: carry out one mmu_update of R8 (pointer and command) and R9; CF tells that nothing was done.

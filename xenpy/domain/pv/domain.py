@@ -26,8 +26,6 @@ from xenpy.shim.layout import State
 from xenpy.shim.memory import Shim
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from xenpy.builder.kernel import KernelImage
 
 BASE_MFN: Final = 1 << 20
@@ -49,6 +47,7 @@ class PvDomain(Domain):
 
     def _build(self) -> None:
         config = self.config
+        self.pv_vcpus: list[PvVcpu] = []
         self.writer: PvVcpu | None = None
         """The vCPU whose hypercall or fault is being dealt with."""
         self._make_vm(Cap.VCPU_EVENTS)
@@ -73,6 +72,7 @@ class PvDomain(Domain):
                 vcpu.kvm.set_xcr0(self.xcr0)
             set_up_processor(vcpu.kvm, self.shim, vcpu.window, xsave=bool(self.xcr0))
             self._vcpus.append(vcpu)
+            self.pv_vcpus.append(vcpu)
         self.pv_vcpus[0].start_first(self._start)
         self.mmu.types.flush = self._flush_all
         self.shared_info_placed(self.shared_info_mfn)
@@ -121,11 +121,6 @@ class PvDomain(Domain):
         window = self.shim.windows[0].va
         for patch in make_patches(kernel, window + fast.from_call, window + fast.from_iret):
             self.memory.write(patch.paddr + offset, patch.data)
-
-    @property
-    def pv_vcpus(self) -> Sequence[PvVcpu]:
-        """Return the vCPUs by number."""
-        return self._vcpus  # type: ignore[return-value]
 
     def frame_mfn(self, offset: int) -> int:
         """Return the mfn by which the guest knows a page of the hypervisor's own."""
