@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from xenpy.config import DomainConfig
+    from xenpy.devices.vfb.image import Image
     from xenpy.devices.vif.switch import Switches
+    from xenpy.devices.vkbd.backend import Vkbd
     from xenpy.domain.domain import Domain
     from xenpy.domain.pv.probe import Traits
     from xenpy.pv.evtchn import PortTable
@@ -115,6 +117,24 @@ class Guest:
         if len(key) != 1 or not (key.isascii() and key.isalnum()):
             raise ConfigError(f"{self.domain.name}: {key!r} is not a SysRq key: one letter or digit")
         self._tell({"control/sysrq": key})
+
+    def screenshot(self, devid: int = 0) -> Image:
+        """Return what the guest shows on a framebuffer. Raises ConfigError if it has none, HostError if it shows nothing."""
+        from xenpy.devices.vfb.backend import Vfb
+
+        vfb = self.devices.find(Vfb.kind, devid)
+        if not isinstance(vfb, Vfb):
+            raise ConfigError(f"{self.domain.name} has no framebuffer {devid}: give it one with vfb=")
+        return vfb.image()
+
+    def keyboard(self, devid: int = 0) -> Vkbd:
+        """Return a keyboard and pointer of the guest's. Raises ConfigError if it has none."""
+        from xenpy.devices.vkbd.backend import Vkbd
+
+        vkbd = self.devices.find(Vkbd.kind, devid)
+        if not isinstance(vkbd, Vkbd):
+            raise ConfigError(f"{self.domain.name} has no keyboard {devid}: give it one with vkb= or vfb=")
+        return vkbd
 
     def _tell(self, nodes: dict[str, str | int]) -> None:
         """Write nodes that the guest watches."""

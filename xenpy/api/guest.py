@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from xenpy.api.settings import Setting
     from xenpy.config import DomainConfig
     from xenpy.devices.registry import Devices
+    from xenpy.devices.vfb.image import Image
+    from xenpy.devices.vkbd.backend import Vkbd
     from xenpy.domain.domain import Domain
     from xenpy.host import Guest as Core
 
@@ -246,6 +248,16 @@ class Guest:
         """Give the guest's kernel a magic SysRq key, one letter or digit. Raises ConfigError."""
         self._check_alive("and hears no SysRq")
         self._core.send_sysrq(key)
+
+    def screenshot(self) -> Image:
+        """Return what the guest shows on its framebuffer; its `png` is a file. Raises ConfigError, HostError."""
+        self._check_alive("and shows nothing any more")
+        return self._core.screenshot()
+
+    @property
+    def keyboard(self) -> Vkbd:
+        """Return the keyboard and pointer that came with the framebuffer. Raises ConfigError."""
+        return self._core.keyboard()
 
     @property
     def devices(self) -> Devices:

@@ -1,0 +1,124 @@
+"""A PV guest's shared folder, channel, screen, keyboard and second vCPU under an unmodified kernel, on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+import xenpy
+from tests.conftest import images
+from xenpy.abi.xenbus import XenbusState
+from xenpy.initramfs import make_initramfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.boot, pytest.mark.kvm]
+
+KERNEL = "debian-6.12"  # cloud kernels have neither 9pnet_xen nor xen-kbdfront
+TIMEOUT = 120
+TEXT = "Hello, World!"
+WHITE = 0xAA
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with the folder to share, the channel's socket, and a file that the guest must not see."""
+    place = tmp_path_factory.mktemp("devices")
+    (place / "share").mkdir()
+    (place / "secret").write_text("secret")
+    return place
+
+
+@pytest.fixture(scope="module")
+def linux(place: Path) -> Iterator[xenpy.Guest]:
+    kernel = images(KERNEL)
+    guest = xenpy.Guest.from_kernel(
+        kernel.kernel, type="pv", name="devices", memory=384, vcpus=1, maxvcpus=2, timeout=TIMEOUT,
+        ramdisk=make_initramfs(images=kernel, modules=["9p", "9pnet_xen"]), cmdline="console=tty0 console=hvc0 quiet",
+        p9=[f"tag=share,path={place / 'share'},security_model=none"],
+        channel=[f"name=test,connection=socket,path={place / 'channel'}"],
+        vfb=["vnc=0"],
+    )  # fmt: skip
+    with guest:
+        guest.run("mkdir /share && mount -t 9p -o trans=xen,version=9p2000.L share /share")
+        yield guest
+
+
+def succeed(guest: xenpy.Guest, command: str) -> str:
+    done = guest.run(command)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_shared_folder(linux: xenpy.Guest, place: Path) -> None:
+    share = place / "share"
+    given = random.Random(9).randbytes(3 << 20)
+    (share / "given").write_bytes(given)
+    assert succeed(linux, "md5sum </share/given").split()[0] == hashlib.md5(given).hexdigest()
+    succeed(linux, "cd /share && mkdir d && cp given d/copy && mv d e && ln e/copy link && chmod 640 link && sync")
+    assert (share / "e" / "copy").read_bytes() == given
+    assert (share / "link").stat().st_nlink == 2
+    assert stat.S_IMODE((share / "link").stat().st_mode) == 0o640
+    assert succeed(linux, "for i in $(seq 60); do : >/share/e/$i; done; ls /share/e | wc -l") == "61\n"
+    assert len(list((share / "e").iterdir())) == 61
+    # A link out of the folder is the guest's to follow, in its own files.
+    assert linux.run("ln -s ../secret /share/out; cat /share/out").returncode == 1
+    assert linux.run("cat /share/../secret").returncode == 1
+    succeed(linux, "rm -r /share/e /share/link /share/out")
+    assert [path.name for path in share.iterdir()] == ["given"]
+
+
+def test_a_channel(linux: xenpy.Guest, place: Path) -> None:
+    script = "stty raw -echo; echo ready; head -n 1 >/tmp/asked; echo answer"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(TIMEOUT)
+        client.connect(str(place / "channel"))
+        succeed(linux, f"({script}) <>/dev/hvc1 >&0 2>/dev/null &")
+        assert client.recv(100) == b"ready\n"
+        client.sendall(b"question\n")
+        assert client.recv(100) == b"answer\n"
+    assert succeed(linux, "cat /tmp/asked") == "question\n"
+
+
+def test_screen_and_keyboard(linux: xenpy.Guest) -> None:
+    succeed(linux, r"printf '\033[2J\033[H\033[47m        ' >/dev/tty1")
+    cells = ((4, 4), (60, 12))
+    linux.wait_for(lambda: all(linux.screenshot().pixel(*at) == (WHITE,) * 3 for at in cells), what="white cells")
+    image = linux.screenshot()
+    assert (image.width, image.height) == (800, 600)
+    assert image.pixel(4, 300) == (0, 0, 0)
+    succeed(linux, "(head -n 1 </dev/tty1 >/tmp/typed; mv /tmp/typed /tmp/done) >/dev/null 2>&1 & sleep 1")
+    linux.keyboard.type(f"{TEXT}\n")
+    assert succeed(linux, "while [ ! -e /tmp/done ]; do sleep 1; done; cat /tmp/done") == f"{TEXT}\n"
+
+
+def test_a_vcpu_comes_and_goes(linux: xenpy.Guest) -> None:
+    online = "/sys/devices/system/cpu/cpu1/online"
+    linux.set_vcpus(2)
+    succeed(linux, f"until [ -e {online} ]; do sleep 1; done; grep -q 1 {online} || echo 1 >{online}")
+    assert succeed(linux, "nproc") == "2\n"
+    linux.set_vcpus(1)
+    assert succeed(linux, "while [ $(nproc) = 2 ]; do sleep 1; done; nproc") == "1\n"
+
+
+def test_sysrq(linux: xenpy.Guest) -> None:
+    linux.sysrq("h")
+    succeed(linux, "until dmesg | grep -q 'sysrq: HELP'; do sleep 1; done")
+
+
+def test_devices_are_given_up(linux: xenpy.Guest, place: Path) -> None:
+    succeed(linux, "umount /share")
+    for kind, devid in (("9pfs", 0), ("console", 1)):
+        device = linux.devices.find(kind, devid)
+        assert device is not None
+        assert device.state is XenbusState.Connected
+        linux.devices.unplug(kind, devid)
+        linux.wait_for(lambda kind=kind, devid=devid: linux.devices.find(kind, devid) is None, what=f"end of {kind}")
+    assert not (place / "channel").exists()
