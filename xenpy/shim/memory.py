@@ -166,6 +166,8 @@ class Shim:
         )  # fmt: skip
         self.code: Code = assemble(guest, fast=fast and ring3_entry)
         self.windows = self._make_windows(vcpus)
+        for vcpu_id in range(vcpus):
+            self.set_caller(vcpu_id, _NO_BASE)
 
     @property
     def kernel_slot(self) -> int:
@@ -306,6 +308,8 @@ class Shim:
 
 _BP, _PF = 3, 14
 _CALLER_WORDS: Final = 4
+_NO_BASE: Final = (1 << 64) - 1
+"""What no GS base can be."""
 _STUB_RFLAGS: Final = 0x202
 TSS_BUSY: Final = 0x8B
 TSS_LIMIT: Final = _TSS_SIZE + IO_PORTS.stop // 8 + 1
