@@ -179,13 +179,13 @@ def test_the_users_tables(rig: Rig) -> None:
 def test_an_l4_shows_what_its_users_may_see(rig: Rig) -> None:
     new_l4(rig, A)
     word = rig.mmu.frames.word
-    assert rig.extended((3, A, 0), (NEW_USER_BASEPTR, L4, 0)) == (0, 2)
-    assert word(L4) & KERNEL_ROLE, "a kernel needs its part even if user mode runs on the same tables"
-    assert rig.extended((NEW_BASEPTR, A, 0), (NEW_USER_BASEPTR, 0, 0)) == (0, 2)
-    assert word(L4) & KERNEL_ROLE
-    assert rig.extended((NEW_USER_BASEPTR, L4, 0)) == (0, 1)
+    assert rig.extended((3, A, 0)) == (0, 1)
+    assert rig.extended((NEW_USER_BASEPTR, L4, 0)) == (-Errno.EINVAL, 0), "user mode would see what is the kernel's"
+    assert rig.extended((NEW_BASEPTR, A, 0), (NEW_USER_BASEPTR, L4, 0)) == (0, 2)
+    assert word(A) & KERNEL_ROLE
     assert not word(L4) & KERNEL_ROLE, "no kernel runs on it any more"
-    assert rig.extended((NEW_USER_BASEPTR, 0, 0), (4, A, 0)) == (0, 2)
+    assert rig.extended((NEW_BASEPTR, L4, 0)) == (-Errno.EINVAL, 0), "user mode runs on it"
+    assert rig.extended((NEW_USER_BASEPTR, 0, 0), (NEW_BASEPTR, L4, 0), (4, A, 0)) == (0, 3)
 
 
 # -- flushes ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenpy.errors import Errno, XenError
+from xenpy.errors import Errno
 from xenpy.hypercalls.call import Call
 from xenpy.hypercalls.dispatch import dispatch, hypercall
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @hypercall(_NUMBER, "multicall")
 def multicall(call: Call, run: Callable[[Call], int] = dispatch) -> None:
-    """Carry out the entries in order, each one's result going into the entry; nesting is refused.
+    """Carry out the entries in order, each one's result going into the entry; that of a multicall is -EINVAL.
 
     `run` carries out one; the tracer passes its own.
     """
@@ -32,7 +32,5 @@ def multicall(call: Call, run: Callable[[Call], int] = dispatch) -> None:
             call.checkpoint()
         words = call.words(gva, _ENTRY_WORDS)
         inner = Call(call.domain, call.vcpu, words[0], words[2 : 2 + _ARGS], wide=call.wide, checkpoint=call.checkpoint)
-        if inner.nr == _NUMBER:
-            raise XenError(Errno.EINVAL, "a multicall within a multicall")
-        call.store_words(gva + size, [run(inner)])
+        call.store_words(gva + size, [run(inner) if inner.nr != _NUMBER else -Errno.EINVAL])
         gva += _ENTRY_WORDS * size

@@ -16,11 +16,8 @@ _RANDOM = frozenset({"fuzz"})
 """Kernels that a test module of their own runs."""
 _KERNELS = [name for name in build.PV.names() if name not in _RANDOM]
 _KNOWN = {
-    ("smp", "a_refused_context_holds_nothing"): "the GDT of a context that is refused for its page tables stays in use",
     ("smp", "the_time_it_was_offline"): "time offline counts as blocked",
-    ("memory", "a_multicall_in_a_multicall"): "the whole multicall fails, not the entry",
     ("privileged", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
-    ("isolation", "shared_tables_hide_it_too"): "an L4 of both modes shows user mode what is the kernel's",
 }
 """What is known not to be as on Xen, and how."""
 

@@ -46,18 +46,13 @@ class Fid:
             data += entry
         return bytes(data)
 
-    def close(self) -> None:
-        """Close the file."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
 
 class Fids:
     """The handles of one client; at most `max_open` of them open."""
 
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
+        self._open = 0
         self._fids: dict[int, Fid] = {}
 
     def __getitem__(self, number: int) -> Fid:
@@ -79,18 +74,26 @@ class Fids:
 
     def make_room(self) -> None:
         """Raise OSError(ENFILE) unless one more may be opened."""
-        if sum(fid.fd >= 0 for fid in self._fids.values()) >= self._max_open:
+        if self._open >= self._max_open:
             raise fault(errno.ENFILE)
+
+    def opened(self, fid: Fid, fd: int) -> None:
+        """Make a handle that of an open file."""
+        fid.fd = fd
+        self._open += 1
 
     def close(self, number: int) -> None:
         """Forget a handle."""
-        self[number].close()
+        fid = self[number]
+        if fid.fd >= 0:
+            os.close(fid.fd)
+            self._open -= 1
         del self._fids[number]
 
     def close_all(self) -> None:
         """Forget all handles."""
-        while self._fids:
-            self._fids.popitem()[1].close()
+        for number in list(self._fids):
+            self.close(number)
 
 
 def _listing(fd: int) -> list[tuple[bytes, int, int]]:

@@ -144,7 +144,7 @@ class Server:
         if fid.fd >= 0:
             raise fault(errno.EBADF)
         self._fids.make_room()
-        fid.fd = self._tree.open(fid.node, _flags(flags) | flags & OPEN.TRUNC)
+        self._fids.opened(fid, self._tree.open(fid.node, _flags(flags) | flags & OPEN.TRUNC))
         return self._qid(fid.fd) + u32(0)
 
     def _lcreate(self, fields: Fields) -> bytes:
@@ -164,8 +164,13 @@ class Server:
                 raise
             fd = self._tree.open(node, _flags(flags) | flags & OPEN.TRUNC)
         else:
-            self._own(fd, fid, gid, mode)
-        fid.node, fid.fd = node, fd
+            try:
+                self._own(fd, fid, gid, mode)
+            except OSError:
+                os.close(fd)
+                raise
+        fid.node = node
+        self._fids.opened(fid, fd)
         return self._qid(fd) + u32(0)
 
     def _read(self, fields: Fields) -> bytes:

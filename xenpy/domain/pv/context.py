@@ -70,14 +70,20 @@ class Contexts(PvState):
         mmu = self.domain.mmu
         frames = [int(context.gdt_frames[page]) for page in range(-(-context.gdt_ents // _ENTRIES_PER_PAGE))]
         kernel_l4, user_l4 = ((int(context.ctrlreg[number]) & PTE_FRAME) >> PAGE_SHIFT for number in (3, 1))
-        mmu.tables_of(self.vcpu_id).replace_gdt(frames)
-        mmu.take_base(kernel_l4, kernel=True)
-        if user_l4:
-            try:
+        tables = mmu.tables_of(self.vcpu_id)
+        tables.replace_gdt(frames)
+        try:
+            mmu.take_base(kernel_l4, kernel=True)
+        except XenError:
+            tables.clear()
+            raise
+        try:
+            if user_l4:
                 mmu.take_base(user_l4, kernel=False)
-            except XenError:
-                mmu.drop_base(kernel_l4, kernel=True)
-                raise
+        except XenError:
+            mmu.drop_base(kernel_l4, kernel=True)
+            tables.clear()
+            raise
         self.kernel_l4, self.user_l4 = kernel_l4, user_l4
         self.note_held()
         self._load_context(context, tuple(frames))

@@ -70,7 +70,8 @@ class Mmu:
         self.held: Counter[int] = Counter()
         """How often each frame is held, as its type, by a vCPU: as a top-level table or a page of descriptors."""
         self._store = store
-        self._kernel_bases: Counter[int] = Counter()
+        self._bases: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+        """How often each L4 is the kernel's (True), or user mode's, on some vCPU."""
         self._descriptor_tables: dict[int, DescriptorTables] = {}
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -114,25 +115,28 @@ class Mmu:
     def take_base(self, mfn: int, checkpoint: Checkpoint = _no_checkpoint, *, kernel: bool) -> None:
         """Take a reference to an L4 that a vCPU is going to run on, and have the hypervisor's slots suit it.
 
-        One that serves both a kernel and user mode shows what the kernel needs. Raises XenError as `hold` does.
+        One that serves both a kernel and user mode, which Xen allows, would show user mode what is the kernel's. Raises XenError: EINVAL
+        for that, or as `hold` does.
         """
+        if self._bases[not kernel][mfn]:
+            raise XenError(Errno.EINVAL, f"mfn {mfn:#x} serves the {'user mode' if kernel else 'kernel'} already")
         self.hold(mfn, FrameType.L4, checkpoint)
-        self._kernel_bases[mfn] += kernel
-        self.types.set_role(mfn, kernel=self._kernel_bases[mfn] > 0)
+        self._bases[kernel][mfn] += 1
+        self.types.set_role(mfn, kernel=kernel)
 
     def drop_base(self, mfn: int, checkpoint: Checkpoint = _no_checkpoint, *, kernel: bool) -> None:
         """Give back what `take_base` took."""
-        self._kernel_bases[mfn] -= kernel
-        if not self._kernel_bases[mfn]:
-            del self._kernel_bases[mfn]
+        self._bases[kernel][mfn] -= 1
+        if not self._bases[kernel][mfn]:
+            del self._bases[kernel][mfn]
         self.release(mfn, checkpoint)
 
     def moved_base(self, old: int, new: int, *, kernel: bool) -> None:
         """Take note that in-guest code has exchanged a vCPU's reference to an L4 for one to another; 0 is none."""
         for mfn, change in ((old, -1), (new, 1)):
             if mfn:
-                for counter, amount in ((self.held, change), (self._kernel_bases, change * kernel)):
-                    counter[mfn] += amount
+                for counter in (self.held, self._bases[kernel]):
+                    counter[mfn] += change
                     if not counter[mfn]:
                         del counter[mfn]
 
