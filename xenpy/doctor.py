@@ -106,16 +106,29 @@ def _kvm_findings() -> Iterator[Finding]:
         )
         return
     finally:
+        pv = _pv_finding(kvm)
         kvm.close()
+    yield pv
     if cost > _SLOW_NS_PER_INSTRUCTION:
         yield Finding(
             "ring0",
             Status.NOTE,
             f"ring 0 is interpreted ({cost:.0f} ns an instruction): small PVH kernels run, PVH Linux does not",
-            "run Linux with --host emulated",
+            "run Linux as type=\"pv\", or with --host emulated",
         )
     else:
         yield Finding("ring0", Status.OK, f"ring 0 runs on the processor ({cost:.2f} ns an instruction)")
+
+
+def _pv_finding(kvm: Kvm) -> Finding:
+    from xenpy.domain.pv.probe import probe
+
+    try:
+        traits = probe(kvm)
+    except (HostError, OSError) as error:
+        return Finding("pv", Status.NOTE, f"PV guests cannot run: {error}")
+    how = "SYSCALL stays in ring 3, in-guest fast paths are used" if traits.ring3_entry else "SYSCALL enters ring 0"
+    return Finding("pv", Status.OK, f"PV guests run, their kernels in ring 3 ({how})")
 
 
 def _tool_findings() -> Iterator[Finding]:
