@@ -45,7 +45,7 @@ class DeviceOptions:
     ephemeral_disks: bool = False
     """What the guest writes goes to temporary files and is gone with it."""
 
-    isolated_disks: bool = False
+    isolated_disks: bool = True
     """Each disk whose medium can go there is served by a process of its own, whose death costs nothing but a pause."""
 
 
