@@ -1,4 +1,4 @@
-"""`block-attach`, `block-detach`, `block-list`, and the same for network interfaces."""
+"""`block-attach`, `block-detach`, `block-list`, the same for network interfaces, and `screenshot`."""
 
 from __future__ import annotations
 
@@ -65,3 +65,13 @@ def network_list(domains: tuple[str, ...]) -> None:
 
     for line in formats.network_table(hotplug.devices(domains, "vif")):
         click.echo(line)
+
+
+@click.command()
+@click.argument("domain")
+@click.argument("file", type=click.Path(dir_okay=False, resolve_path=True))
+def screenshot(domain: str, file: str) -> None:
+    """Write what DOMAIN shows on its framebuffer, which vfb= gives it, to the PNG file FILE."""
+    from xenpy.toolstack import client
+
+    client.call(domain, "screenshot", path=file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.domain.ending import End
@@ -45,6 +46,7 @@ class Commands:
             "detach": self.detach,
             "debug_keys": self.debug_keys,
             "dump_core": self.dump_core,
+            "screenshot": self.screenshot,
         }
 
     @property
@@ -184,6 +186,14 @@ class Commands:
         from xenpy.toolstack.coredump import dump
 
         dump(self._domain, path)
+
+    def screenshot(self, path: str) -> None:
+        """Write what the domain shows on its framebuffer to a PNG file."""
+        self._alive()
+        try:
+            Path(path).write_bytes(self._supervisor.guest.screenshot().png())
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}") from None
 
 
 _CRASHES: Final = (End.CRASH, End.WATCHDOG, End.INTERNAL, End.UNSUPPORTED)
