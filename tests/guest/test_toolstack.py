@@ -210,6 +210,20 @@ def test_a_wrong_request_is_refused(tools: Toolstack, command: list[str]) -> Non
     assert sorted(tools.listed()) == ["x", "y"]
 
 
+def test_a_screenshot_takes_a_screen(tools: Toolstack, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    for name, settings, reason in (
+        ("blind", (), "has no framebuffer 0: give it one with vfb="),
+        ("dark", ('vfb=["vnc=0"]',), "no driver is connected to framebuffer 0"),
+    ):
+        tools.create(name, settings=settings)
+        with tools.popen("screenshot", name, str(picture), program="xenpy") as process:
+            _, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode != 0
+        assert reason in err.decode()
+    assert not picture.exists()
+
+
 def test_what_is_asked_of_the_kernel_is_there_for_it(tools: Toolstack) -> None:
     tools.create("x", settings=("maxmem=32", "maxvcpus=2"))
     for command in (
