@@ -19,6 +19,7 @@ _BOOTSTRAP: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; from xenpy.devices.isolation.template import main; main(int(sys.argv[1]))"
 )
 _ATTEMPTS: Final = 3
+_END_S: Final = 5.0
 
 
 class Process:
@@ -121,7 +122,11 @@ class Template:
             self._channel.close()
             self._channel = None
         if self._process is not None:
-            self._process.wait()
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             self._process = None
 
 
