@@ -114,7 +114,7 @@ def _kvm_findings() -> Iterator[Finding]:
             "ring0",
             Status.NOTE,
             f"ring 0 is interpreted ({cost:.0f} ns an instruction): small PVH kernels run, PVH Linux does not",
-            "run Linux as type=\"pv\", or with --host emulated",
+            'run Linux as type="pv", or with --host emulated',
         )
     else:
         yield Finding("ring0", Status.OK, f"ring 0 runs on the processor ({cost:.2f} ns an instruction)")

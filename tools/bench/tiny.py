@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.elfnote import NOTE_NAME, XEN_ELFNOTE
 from xenpy.domain.cpuid import XEN_MSR
-from xenpy.domain.domain import hypercall_page
+from xenpy.domain.pvh import hypercall_page
 from xenpy.memory import PAGE_SIZE
 
 if TYPE_CHECKING:

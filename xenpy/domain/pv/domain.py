@@ -75,6 +75,7 @@ class PvDomain(Domain):
             self.pv_vcpus.append(vcpu)
         self.pv_vcpus[0].start_first(self._start)
         self.mmu.types.flush = self._flush_all
+        self.gnttab.guard_writes(self.mmu.hold_writable, self.mmu.release_writable)
         self.shared_info_placed(self.shared_info_mfn)
 
     def _load_kernel(self) -> None:

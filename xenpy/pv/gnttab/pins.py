@@ -124,6 +124,9 @@ class Pins:
         self._lookup = lookup
         self._active: dict[int, _Active] = {}
         self._closed = False
+        self.take_writable: Callable[[int], bool] | None = None
+        """For a PV guest: have a gfn stay writable memory, which a page table is not, while others may write to it; tell whether it can."""
+        self.give_writable: Callable[[int], None] | None = None
 
     def in_use(self, gref: int) -> bool:
         """Tell whether a grant is in use."""
@@ -168,6 +171,9 @@ class Pins:
                 inner = self._pin_inner(active.entry, active.entry.trans_domid, readonly=readonly, allowed=transitive)
             elif active.frame is None:
                 active.frame = self.own_frame(active.entry.gfn)
+            first_writer = not readonly and not active.writers and inner is None
+            if first_writer and self.take_writable is not None and not self.take_writable(active.entry.gfn):
+                raise GrantError(GNTST.bad_page, f"gfn {active.entry.gfn:#x} cannot be written to")
         except GrantError:
             self._settle(gref, active, readonly=readonly)
             raise
@@ -186,6 +192,8 @@ class Pins:
             active.readers -= 1
         else:
             active.writers -= 1
+            if not active.writers and active.entry.trans_domid is None and self.give_writable is not None:
+                self.give_writable(active.entry.gfn)
         if not (active.readers or active.writers):
             del self._active[gref]
         self._settle(gref, active, readonly=readonly)

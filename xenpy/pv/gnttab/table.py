@@ -69,6 +69,10 @@ class GrantTable:
         self._handles: dict[int, Handle] = {}
         self._free_handles: list[int] = []
 
+    def guard_writes(self, take: Callable[[int], bool], give: Callable[[int], None]) -> None:
+        """Have `take` called with a gfn before somebody may write to it, which it may refuse, and `give` when nobody may any more."""
+        self._pins.take_writable, self._pins.give_writable = take, give
+
     def _pins_of(self, domid: int) -> Pins:
         return self._lookup(domid)._pins
 

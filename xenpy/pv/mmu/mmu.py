@@ -112,6 +112,23 @@ class Mmu:
             del self.held[mfn]
         self.types.put(mfn, checkpoint)
 
+    def hold_writable(self, mfn: int) -> bool:
+        """Have a frame stay writable memory while somebody outside may write to it; tell whether it can. Frames not of RAM always can."""
+        if not self.frames.base <= mfn < self.frames.end:
+            return True
+        if not self.frames.get_writable(mfn):
+            return False
+        self.held[mfn] += 1
+        return True
+
+    def release_writable(self, mfn: int) -> None:
+        """Undo `hold_writable`."""
+        if self.frames.base <= mfn < self.frames.end:
+            self.held[mfn] -= 1
+            if not self.held[mfn]:
+                del self.held[mfn]
+            self.frames.put_writable(mfn)
+
     def take_base(self, mfn: int, checkpoint: Checkpoint = _no_checkpoint, *, kernel: bool) -> None:
         """Take a reference to an L4 that a vCPU is going to run on, and have the hypervisor's slots suit it.
 
