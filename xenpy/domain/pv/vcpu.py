@@ -88,6 +88,8 @@ class PvVcpu(Faults, Contexts):
                     continue
                 self.deliver()
                 self._prepare()
+            elif self._kicked:
+                self._retry_soon()  # or nothing would make the guest stop again for what the kick was for
             self._in_guest = True
             if self._flush_asked and not self._busy:
                 self._in_guest = False
@@ -230,8 +232,13 @@ class PvVcpu(Faults, Contexts):
             self._in_ring3()
             self._busy = bool(queued) or self._near_breakpoint(rip)
         if self._busy:
-            self.retry_at = self.domain.clock.now() + _RETRY_NS
-            self.rearm()
+            self._retry_soon()
+
+    def _retry_soon(self) -> None:
+        """Have a kick come soon, when the guest is likely to have left the shim."""
+        self.retry_at = self.domain.clock.now() + _RETRY_NS
+        self._kick_at = 0
+        self.rearm()
 
     def _near_breakpoint(self, rip: int) -> bool:
         """Tell whether the guest may have just executed INT3: KVM does not tell of software exceptions that it still has to deliver."""
