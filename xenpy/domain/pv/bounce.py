@@ -30,7 +30,6 @@ _RFLAGS_CLEARED: Final = RFLAGS_TF | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 18
 _IRET_WORDS: Final = 9
 VGCF_in_syscall: Final = 1 << 8
 VMASST_architectural_iopl: Final = 1 << 4
-_RETRY_NS: Final = 1_000_000
 _NMI: Final = 2
 
 
@@ -102,6 +101,10 @@ class Bounces(PvState):
             raise DomainDying
         self.bounce(trap.gva, masks_events=trap.masks_events, error=error)
 
+    def _retry_soon(self) -> None:
+        """Have a kick come when the guest is likely to have left the shim."""
+        raise NotImplementedError
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def deliver(self) -> None:
@@ -109,8 +112,7 @@ class Bounces(PvState):
         if self.within_shim:
             # What is in a window must not be preempted: the kernel might go on with it on another processor.
             self.within_shim = False
-            self.retry_at = self.domain.clock.now() + _RETRY_NS
-            self.rearm()
+            self._retry_soon()
             return
         if self.nmi_pending and not self.nmi_masked:
             callback = self.callbacks.get(CALLBACKTYPE.nmi)

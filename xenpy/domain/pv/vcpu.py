@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from xenpy.domain.pv.domain import PvDomain
 
 _MASK32: Final = 0xFFFF_FFFF
-_RETRY_NS: Final = 1_000_000
+_RETRY_NS: Final = 500_000
 """How long until an event is tried again that found the vCPU within the shim."""
 _FRAME: Final = PAGE_SIZE // 8 - 5
 """The word of the ring 0 stack where the processor's frame begins, without an error code."""
@@ -235,10 +235,12 @@ class PvVcpu(Faults, Contexts):
             self._retry_soon()
 
     def _retry_soon(self) -> None:
-        """Have a kick come soon, when the guest is likely to have left the shim."""
-        self.retry_at = self.domain.clock.now() + _RETRY_NS
-        self._kick_at = 0
-        self.rearm()
+        """Have a kick come when the guest is likely to have left the shim, but not before: a timer that is due must wait as well.
+
+        An earlier kick would find the vCPU where it is now, again and again.
+        """
+        self.kvm.kick_after(_RETRY_NS)
+        self._kick_at = time.monotonic_ns() + _RETRY_NS
 
     def _near_breakpoint(self, rip: int) -> bool:
         """Tell whether the guest may have just executed INT3: KVM does not tell of software exceptions that it still has to deliver."""
