@@ -24,6 +24,7 @@ from xenpy.asm.registers import (
     r8d,
     r9,
     r9b,
+    r9d,
     r10,
     r10b,
     r10d,
@@ -299,22 +300,13 @@ class FastCalls:
         a.and_(r8, -8)
         a.mov(rax, self.guest.direct_va)
         a.add(r8, rax)  # the entry
-        # The new entry, as the hypervisor stores it
         a.test(r9b, PTE_PRESENT)
-        a.jz("checked")
+        a.jz("bits_checked")
         a.mov(rax, L1_DISALLOWED)
         a.test(r9, rax)
         a.jnz("fail")
-        a.test(r9b, PTE_USER)
-        a.jnz("has_user")
-        a.bts(r9, GUEST_KERNEL.bit_length() - 1)
-        a.or_(r9, PTE_USER)
-        a.label("has_user")
-        a.bt(r9, GUEST_KERNEL.bit_length() - 1)
-        a.jc("checked")
-        a.or_(r9, PTE_GLOBAL)
-        a.label("checked")
-        # The table: an L1, which nobody else is changing
+        a.label("bits_checked")
+        # The table, which nobody else is changing
         a.lock.bts(mem(rbx), frames.LOCKED_BIT, size=8)
         a.jc("fail")
         a.mov(rax, mem(rbx))
@@ -323,9 +315,10 @@ class FastCalls:
         a.and_(rcx, rsi)
         a.mov(rsi, FrameType.L1 << frames.TYPE_SHIFT | frames.VALIDATED | frames.OWNED)
         a.cmp(rcx, rsi)
-        a.jnz("unlock_fail")
+        a.jnz("no_l1")
         a.test(eax, frames.COUNT_MASK)
         a.jz("unlock_fail")
+        self._adjust_new()
         a.mov(r10, mem(r8))
         a.xor(esi, esi)
         # What stays: the same frame with other attributes
@@ -389,6 +382,68 @@ class FastCalls:
         a.label("fail")
         a.stc()
         a.ret()
+        self._update_upper()
+
+    def _adjust_new(self) -> None:
+        """Emit: make the new L1 entry R9 what the hypervisor stores."""
+        a = self.a
+        a.test(r9b, PTE_PRESENT)
+        a.jz("adjusted")
+        a.test(r9b, PTE_USER)
+        a.jnz("has_user")
+        a.bts(r9, GUEST_KERNEL.bit_length() - 1)
+        a.or_(r9, PTE_USER)
+        a.label("has_user")
+        a.bt(r9, GUEST_KERNEL.bit_length() - 1)
+        a.jc("adjusted")
+        a.or_(r9, PTE_GLOBAL)
+        a.label("adjusted")
+
+    def _update_upper(self) -> None:
+        """Emit `no_l1`: fill an empty entry of an L2 with an L1 that is one already, or leave one of an L2 or L3 empty.
+
+        RCX holds those of _TABLE_BITS that the table has, RAX its whole word. What is present in an upper table is never changed here: who
+        holds the hypervisor's lock relies on that.
+        """
+        a = self.a
+        a.label("no_l1")
+        for kind, label in ((FrameType.L2, "upper"), (FrameType.L3, "upper_empty")):
+            a.mov(rsi, kind << frames.TYPE_SHIFT | frames.VALIDATED | frames.OWNED)
+            a.cmp(rcx, rsi)
+            a.jz(label)
+        a.jmp("unlock_fail")
+        a.label("upper_empty")
+        a.test(r9, r9)
+        a.jnz("unlock_fail")
+        a.label("upper")
+        a.test(eax, frames.COUNT_MASK)
+        a.jz("unlock_fail")
+        a.cmp(mem(r8), 0, size=8)
+        a.jnz("unlock_fail")
+        a.test(r9, r9)
+        a.jz("unlock")
+        a.test(r9b, PTE_PRESENT)
+        a.jz("unlock_fail")
+        a.test(r9d, PTE_GLOBAL)
+        a.jnz("unlock_fail")
+        a.or_(r9, PTE_USER)
+        self._frame_word(rsi, r9, "unlock_fail")
+        a.mov(rax, mem(rsi))
+        a.label("upper_again")
+        a.mov(rcx, rax)
+        a.mov(rdi, _TABLE_BITS | frames.LOCKED | 1 << _REF_LIMIT_BIT)
+        a.and_(rcx, rdi)
+        a.mov(rdi, FrameType.L1 << frames.TYPE_SHIFT | frames.VALIDATED | frames.OWNED)
+        a.cmp(rcx, rdi)
+        a.jnz("unlock_fail")
+        a.test(eax, frames.COUNT_MASK)
+        a.jz("unlock_fail")
+        a.mov(rcx, frames.ONE_TYPED)
+        a.add(rcx, rax)
+        a.lock.cmpxchg(mem(rsi), rcx)
+        a.jnz("upper_again")
+        a.mov(mem(r8), r9)
+        a.jmp("unlock")
 
     def _take_new(self) -> None:
         """Emit: take the references of the present entry R9; RSI then points to its frame's word."""
