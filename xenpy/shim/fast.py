@@ -40,7 +40,7 @@ from xenpy.asm.registers import (
 )  # fmt: skip
 from xenpy.errors import Errno
 from xenpy.pv.mmu import layout as frames
-from xenpy.pv.mmu.entries import ACCESSED_DIRTY, GUEST_KERNEL, L1_DISALLOWED, SIMILAR
+from xenpy.pv.mmu.entries import ACCESSED_DIRTY, ENTRIES, GUEST_KERNEL, L1_DISALLOWED, SIMILAR
 from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import PTE_FRAME, PTE_GLOBAL, PTE_PRESENT, PTE_RW, PTE_USER
 from xenpy.shim.layout import Port, State
@@ -60,6 +60,8 @@ _MAX_COUNT: Final = 1024
 _NORMAL, _PRESERVE_AD = 0, 2
 _TLB_FLUSH_LOCAL, _INVLPG_LOCAL, _TLB_FLUSH_MULTI, _INVLPG_MULTI = 6, 7, 8, 9
 _NEW_BASEPTR, _NEW_USER_BASEPTR = 5, 15
+_TURNS: Final = 16
+"""So often in a row must a kernel have gone back to the base before before that is expected of it."""
 _OP_SIZE: Final = 24
 _MULTICALL_SIZE: Final = 64
 _TABLE_BITS: Final = frames.TYPE_MASK | frames.VALIDATED | frames.OWNED
@@ -560,7 +562,10 @@ class FastCalls:
         a.mov(r10, frames.KERNEL_ROLE)
         a.call("take_base")
         a.jc("fail")
+        a.mov(rax, mem(r9))
         a.mov(mem(r9), r8)
+        if self.guest.vcpus == 1:
+            self._keep_loaded()
         a.jmp("load_later")
 
         # Exchange a vCPU's reference to the table in [R9] for one to mfn R8, whose role must be R10; R8 becomes a CR3.
@@ -625,6 +630,9 @@ class FastCalls:
         a.jz("flushed")
         a.cmp(r11, 1)
         a.jnz("flush_page")
+        if self.guest.vcpus == 1:
+            a.mov(rax, self.state(State.KERNEL_CR3))
+            a.mov(self.state(State.LOADED_CR3), rax)
         a.label("trap_cr3")
         a.int3()
         a.label("flushed")
@@ -633,6 +641,45 @@ class FastCalls:
         a.mov(self.state(State.INVLPG), rbx)
         a.label("trap_invlpg")
         a.int3()
+        a.ret()
+
+    def _keep_loaded(self) -> None:
+        """Emit: leave CR3 as it is while a kernel goes to and fro between two bases, where that can make no difference that matters.
+
+        R8 is the new base and RAX the one before. A kernel that changes its own code does so thousands of times by way of a temporary
+        address space, and on hosts where loading CR3 is a trap that is a third of its boot. What the new base maps, the loaded one must
+        map alike; so only an access to what is not mapped tells the difference, and not after we have been called for anything: on our
+        way back the new base is loaded. With one vCPU nobody takes the loaded tables apart meanwhile.
+        """
+        a = self.a
+        a.mov(rcx, self.state(State.BASE_BEFORE))
+        a.mov(self.state(State.BASE_BEFORE), rax)
+        a.inc(self.state(State.BASES_IN_TURN), size=8)
+        a.cmp(rcx, r8)
+        a.jz("base_in_turn")
+        a.mov(self.state(State.BASES_IN_TURN), 0, size=8)
+        a.label("base_in_turn")
+        a.cmp(self.state(State.BASES_IN_TURN), _TURNS, size=8)
+        a.jb("load_later")
+        a.mov(r9, self.state(State.LOADED_CR3))
+        a.test(r9, r9)
+        a.jz("load_later")
+        a.cmp(r8, r9)
+        a.jz("load_later")  # which is for the sake of its TLB entries
+        a.mov(rax, self.guest.direct_va - self.guest.ram_start & (1 << 64) - 1)
+        a.add(r8, rax)
+        a.add(r9, rax)
+        a.mov(ecx, ENTRIES)
+        a.label("compare_entry")
+        a.mov(rax, mem(r8, -8, scale=(rcx, 8)))
+        a.test(rax, rax)
+        a.jz("entry_compared")
+        a.cmp(rax, mem(r9, -8, scale=(rcx, 8)))
+        a.jnz("load_later")
+        a.label("entry_compared")
+        a.dec(ecx)
+        a.jnz("compare_entry")
+        a.clc()
         a.ret()
 
     def _simple_in_multicall(self) -> None:

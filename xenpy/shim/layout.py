@@ -95,8 +95,14 @@ class State(IntEnum):
     FAULT_MASKS = 19
     CR2 = 20
     SCRATCH = 21
+    LOADED_CR3 = 22
+    """What CR3 holds while the kernel runs, where in-guest code knows that it is not KERNEL_CR3; 0 where it does not."""
+    BASE_BEFORE = 23
+    """What KERNEL_CR3 was before its last change."""
     USER_FRAME = 24
     """Five: IRETQ's frame for user mode."""
+    BASES_IN_TURN = 29
+    """How often in a row KERNEL_CR3 has changed back to BASE_BEFORE."""
     STUB_FRAME = 32
     """Five: IRETQ's frame for the in-guest code that calls the kernel's page fault handler."""
 

@@ -189,6 +189,7 @@ class Modes:
         a.mov(rax, mem(rsp, _IRET_RAX))
         a.mov(self.state(State.SAVED_RAX), rax)
         a.mov(self.state(State.MODE), 1, size=8)
+        a.mov(self.state(State.LOADED_CR3), 0, size=8)
         self._swap_gs()
         a.mov(r11, mem(rsp, _IRET_R11))
         a.mov(rcx, mem(rsp, _IRET_RCX))

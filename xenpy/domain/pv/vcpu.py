@@ -170,6 +170,7 @@ class PvVcpu(Faults, Contexts):
         entry = ways[0 if load else 1 if self._invlpg is not None else 2]
         if load:
             state[State.NEW_CR3] = cr3
+            state[State.LOADED_CR3] = 0
         elif self._invlpg is not None:
             state[State.INVLPG] = self._invlpg
         self._flush = False
