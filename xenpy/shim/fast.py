@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.event_channel import DOMID_SELF
+from xenpy.abi.mmu import UVMF_ALL, UVMF_FLUSHTYPE_MASK, UVMF_LOCAL
 from xenpy.asm import mem
 from xenpy.asm.registers import (
     al,
@@ -40,9 +41,9 @@ from xenpy.asm.registers import (
 )  # fmt: skip
 from xenpy.errors import Errno
 from xenpy.pv.mmu import layout as frames
-from xenpy.pv.mmu.entries import ACCESSED_DIRTY, ENTRIES, GUEST_KERNEL, L1_DISALLOWED, SIMILAR
+from xenpy.pv.mmu.entries import ACCESSED_DIRTY, ENTRIES, GUEST_KERNEL, L1_DISALLOWED, SIMILAR, XEN_SLOTS
 from xenpy.pv.mmu.layout import FrameType
-from xenpy.pv.paging import PTE_FRAME, PTE_GLOBAL, PTE_PRESENT, PTE_RW, PTE_USER
+from xenpy.pv.paging import PTE_FRAME, PTE_GLOBAL, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_USER
 from xenpy.shim.layout import Port, State
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ _SAVED: Final = (rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rbp)
 """Pushed in this order, so that the last is at the lowest address."""
 _MMU_UPDATE, _STACK_SWITCH, _MULTICALL, _XEN_VERSION = 1, 3, 13, 17
 _VCPU_OP, _SET_SEGMENT_BASE, _MMUEXT_OP = 24, 25, 26
+_UPDATE_VA_MAPPING: Final = 14
 _VCPUOP_IS_UP: Final = 3
+_SEGBASE_GS_USER_SEL: Final = 3
+_SELECTOR: Final = 0xFFFF
+_MOV_EAX_GS: Final = b"\x8c\xe8"
 _XENVER_VERSION: Final = 0
 _MAX_COUNT: Final = 1024
 _NORMAL, _PRESERVE_AD = 0, 2
@@ -92,7 +97,7 @@ class FastCalls:
         for number, label in (
             (_MMU_UPDATE, "mmu_update"), (_MMUEXT_OP, "mmuext_op"), (_MULTICALL, "multicall"),
             (_STACK_SWITCH, "stack_switch"), (_SET_SEGMENT_BASE, "set_segment_base"), (_XEN_VERSION, "xen_version"),
-            (_VCPU_OP, "vcpu_op"),
+            (_VCPU_OP, "vcpu_op"), (_UPDATE_VA_MAPPING, "update_va"),
         ):  # fmt: skip
             a.cmp(eax, number)
             a.jz(label)
@@ -105,6 +110,7 @@ class FastCalls:
         self._lists()
         self._update_entry()
         self._new_base()
+        self._update_va()
         self._simple_in_multicall()
 
     # -- calls without pointers ---------------------------------------------------------------------------------------
@@ -118,6 +124,8 @@ class FastCalls:
         a.ret()
 
         a.label("set_segment_base")
+        a.cmp(edi, _SEGBASE_GS_USER_SEL)
+        a.jz("set_user_gs_selector")
         a.push(rsi)
         a.sar(rsi, 47)
         a.inc(rsi)
@@ -135,6 +143,15 @@ class FastCalls:
         a.ret()
         a.label("set_user_gs")
         a.mov(self.state(State.OTHER_GS), rsi)
+        a.xor(eax, eax)
+        a.ret()
+        a.label("set_user_gs_selector")  # none, where there is none: most processes have no other
+        a.data(_MOV_EAX_GS)
+        a.or_(eax, esi)
+        a.test(eax, _SELECTOR)
+        a.mov(eax, _SET_SEGMENT_BASE)
+        a.jnz("hand_on")
+        a.mov(self.state(State.OTHER_GS), 0, size=8)
         a.xor(eax, eax)
         a.ret()
 
@@ -509,6 +526,68 @@ class FastCalls:
         a.label("dropped")
         a.ret()
 
+    def _update_va(self) -> None:
+        """Emit `one_va`: carry out update_va_mapping of RDI, RSI and RDX as there; CF tells that nothing was done."""
+        a = self.a
+        a.label("update_va")
+        self._save()
+        a.call("one_va")
+        a.jc("give_up")
+        a.jmp("done")
+
+        a.label("one_va")
+        a.cmp(rdx, (UVMF_ALL if self.guest.vcpus == 1 else UVMF_LOCAL) + UVMF_FLUSHTYPE_MASK)
+        a.jae("fail")
+        a.cmp(edx, UVMF_FLUSHTYPE_MASK)
+        a.jz("fail")
+        a.mov(rax, rdi)
+        a.sar(rax, 47)
+        a.inc(rax)
+        a.cmp(rax, 1)
+        a.ja("fail")
+        a.mov(rcx, rdi)
+        a.shr(rcx, 39)
+        a.and_(ecx, ENTRIES - 1)
+        a.mov(eax, ecx)
+        a.sub(eax, XEN_SLOTS.start)
+        a.cmp(eax, len(XEN_SLOTS))
+        a.jb("fail")
+        a.mov(r8, self.state(State.KERNEL_CR3))
+        for shift in (30, 21, 12):
+            a.mov(rax, PTE_FRAME)
+            a.and_(r8, rax)
+            a.mov(rax, self.guest.ram_start)
+            a.sub(r8, rax)
+            a.mov(rax, self.guest.ram_end - self.guest.ram_start)
+            a.cmp(r8, rax)
+            a.jae("fail")
+            a.mov(rax, self.guest.direct_va)
+            a.add(r8, rax)
+            a.mov(r8, mem(r8, scale=(rcx, 8)))
+            a.test(r8d, PTE_PRESENT)
+            a.jz("fail")
+            a.test(r8d, PTE_PSE)
+            a.jnz("fail")
+            a.mov(rcx, rdi)
+            a.shr(rcx, shift)
+            a.and_(ecx, ENTRIES - 1)
+        a.mov(rax, PTE_FRAME)
+        a.and_(r8, rax)
+        a.shl(ecx, 3)
+        a.add(r8, rcx)
+        a.mov(r9, rsi)
+        a.push(rdi)
+        a.push(rdx)
+        a.call("update_entry")
+        a.pop(rdx)
+        a.pop(rbx)
+        a.jc("fail")
+        a.and_(edx, UVMF_FLUSHTYPE_MASK)
+        a.mov(r11, rdx)
+        a.call("flush")
+        a.xor(eax, eax)
+        a.ret()
+
     # -- top-level tables ---------------------------------------------------------------------------------------------
 
     def _new_base(self) -> None:
@@ -694,6 +773,8 @@ class FastCalls:
         a.jz("inner_stack_switch")
         a.cmp(rax, _SET_SEGMENT_BASE)
         a.jz("inner_segment_base")
+        a.cmp(rax, _UPDATE_VA_MAPPING)
+        a.jz("one_va")
         a.jmp("fail")
 
         a.label("inner_stack_switch")
