@@ -97,7 +97,7 @@ def test_abi_of_two_kernels(tmp_path: Path) -> None:
 )
 def test_linux_reacts_to_faults(tmp_path: Path, rule: str, fault: str, reaction: str) -> None:
     out = tmp_path / "trace"
-    options = ["--fault", rule, "--fast-paths", "--json", "-e", "fault", "-o", str(out), "--timeout", str(TIMEOUT)]
+    options = ["--fault", rule, "--json", "-e", "fault", "-o", str(out), "--timeout", str(TIMEOUT)]
     argv = [sys.executable, "-m", "xenpy", "strace", str(configuration(tmp_path, "pv")), *options]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr)

@@ -148,6 +148,7 @@ class FakeDomain:
     def __init__(self, domid: int = DOMID, *, vcpus: int = 2, is_pv: bool = False) -> None:
         self.domid = domid
         self.is_pv = is_pv
+        self.in_guest = None
         self.clock = SystemClock()
         self.memory = GuestMemory()
         self.memory.add_ram(0, RAM_SIZE)

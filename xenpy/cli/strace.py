@@ -28,9 +28,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--fault", "faults", metavar="RULE", multiple=True, help="Inject a fault; may be given several times.")
 @click.option("--fault-seed", type=int, default=0, metavar="NUMBER", help="Throw other dice for faults with a chance.")
 @click.option(
-    "--fast-paths",
-    is_flag=True,
-    help="Leave PV guests the hypercalls that they need not be left for; these are not shown.",
+    "--in-guest",
+    type=click.Choice(["record", "ignore", "forbid"]),
+    default="record",
+    show_default=True,
+    help="Hypercalls that PV guests make without leaving the guest: show them, do not, or let there be none, which is slow.",
 )
 @click.option(
     "--timeout",
@@ -55,7 +57,7 @@ def strace(
     timeline: Path | None,
     faults: tuple[str, ...],
     fault_seed: int,
-    fast_paths: bool,
+    in_guest: str,
     timeout_s: float | None,
     guest_type: str | None,
 ) -> None:
@@ -90,7 +92,7 @@ def strace(
     from xenpy.testing.faults.rules import parse
     from xenpy.testing.trace.filters import Filter
     from xenpy.testing.trace.record import Kind
-    from xenpy.testing.trace.session import Session, without_fast_paths
+    from xenpy.testing.trace.session import InGuestCalls, Session
 
     if timeout_s is not None and not math.isfinite(timeout_s):
         raise click.BadParameter(f"{timeout_s} is not a number of seconds", param_hint="--timeout")
@@ -102,8 +104,6 @@ def strace(
     pictures = perfetto is not None or timeline is not None
     only = Filter(expressions, always=[Kind.CONSOLE] * pictures + [Kind.FAULT] * bool(faults))
     rules = parse(faults, fault_seed)
-    if not fast_paths:
-        without_fast_paths(domain)
     sinks: list[Sink] = []
     if output is not None or summary or as_json or not pictures:
         sinks.append(_lines(output, summary=summary, as_json=as_json))
@@ -115,7 +115,7 @@ def strace(
         from xenpy.testing.trace.timeline import TimelineSink
 
         sinks.append(TimelineSink(timeline, f"{domain.name}: {domain.kernel.name}, {domain.type.value}"))
-    session = Session(sinks, only, rules)
+    session = Session(sinks, only, rules, InGuestCalls(in_guest))
     try:
         code = Runner(domain, timeout_s=timeout_s, observer=session).run()
     finally:

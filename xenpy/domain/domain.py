@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from xenpy.config import DomainConfig
+    from xenpy.domain.inguest import InGuest
     from xenpy.domain.services import Services
     from xenpy.domain.vcpu import Vcpu
     from xenpy.hypercalls.call import Call
@@ -72,6 +73,8 @@ class Domain(ABC):
         self.dispatch: Callable[[Call], int] = dispatch
         self.clock = SystemClock()
         self.watchdogs = Watchdogs(self)
+        self.in_guest: InGuest | None = None
+        """What tells of hypercalls that never leave the guest, where there are such."""
         self._vcpus: list[Vcpu] = []
         self._closed = False
         self.memory = GuestMemory()
@@ -202,6 +205,8 @@ class Domain(ABC):
             self.ending = Ending(End.DESTROYED)
         self.unpause()
         self.watchdogs.close()
+        if self.in_guest is not None:
+            self.in_guest.finish()
         for vcpu in self._vcpus:
             vcpu.close()
         if hasattr(self, "evtchn"):

@@ -45,6 +45,7 @@ from xenpy.pv.mmu.entries import ACCESSED_DIRTY, ENTRIES, GUEST_KERNEL, L1_DISAL
 from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import PTE_FRAME, PTE_GLOBAL, PTE_PRESENT, PTE_PSE, PTE_RW, PTE_USER
 from xenpy.shim.layout import Port, State
+from xenpy.shim.recording import Flag, Recorder
 
 if TYPE_CHECKING:
     from xenpy.asm import Assembler, Mem
@@ -67,6 +68,7 @@ _TLB_FLUSH_LOCAL, _INVLPG_LOCAL, _TLB_FLUSH_MULTI, _INVLPG_MULTI = 6, 7, 8, 9
 _NEW_BASEPTR, _NEW_USER_BASEPTR = 5, 15
 _TURNS: Final = 16
 """So often in a row must a kernel have gone back to the base before before that is expected of it."""
+_UPDATE_SIZE: Final = 16
 _OP_SIZE: Final = 24
 _MULTICALL_SIZE: Final = 64
 _TABLE_BITS: Final = frames.TYPE_MASK | frames.VALIDATED | frames.OWNED
@@ -84,6 +86,7 @@ class FastCalls:
     def __init__(self, a: Assembler, guest: Guest) -> None:
         self.a = a
         self.guest = guest
+        self.recorder = Recorder(a, self.state)
 
     def state(self, word: State) -> Mem:
         """Return the operand of a word of the STATE page."""
@@ -112,12 +115,16 @@ class FastCalls:
         self._new_base()
         self._update_va()
         self._simple_in_multicall()
+        self.recorder.emit()
 
     # -- calls without pointers ---------------------------------------------------------------------------------------
 
     def _short_calls(self) -> None:
         a = self.a
         a.label("stack_switch")
+        self.recorder.draft(_STACK_SWITCH, "stack_switch_by_us")
+        self.recorder.commit()
+        a.label("take_stack")
         a.mov(self.state(State.KERNEL_SS), rdi)
         a.mov(self.state(State.KERNEL_SP), rsi)
         a.xor(eax, eax)
@@ -132,12 +139,13 @@ class FastCalls:
         a.cmp(rsi, 1)
         a.pop(rsi)
         a.ja("hand_on")
-        a.test(edi, edi)
-        a.jz("set_fs")
         a.cmp(edi, 1)
-        a.jz("set_user_gs")
-        a.jmp("hand_on")  # the kernel's own: by it we know the processor
-        a.label("set_fs")
+        a.ja("hand_on")  # the kernel's own: by it we know the processor
+        self.recorder.draft(_SET_SEGMENT_BASE, "segment_base_by_us")
+        self.recorder.commit()
+        a.label("take_base_of_segment")
+        a.test(edi, edi)
+        a.jnz("set_user_gs")
         a.wrfsbase(rsi)
         a.xor(eax, eax)
         a.ret()
@@ -173,6 +181,8 @@ class FastCalls:
         a.pop(rbx)
         a.jmp("hand_on")
         a.label("version")
+        self.recorder.draft(_XEN_VERSION, "version_slow")
+        self.recorder.commit()
         a.mov(eax, self.guest.version)
         a.pop(rbx)
         a.ret()
@@ -182,8 +192,19 @@ class FastCalls:
         a.jnz("hand_on")
         a.cmp(esi, self.guest.vcpus)
         a.jb("hand_on")
+        self.recorder.draft(_VCPU_OP, "vcpu_op_by_us")
+        self.recorder.commit()
         a.mov(rax, -Errno.ENOENT)
         a.ret()
+
+        for label, number in (
+            ("stack_switch", _STACK_SWITCH),
+            ("segment_base", _SET_SEGMENT_BASE),
+            ("vcpu_op", _VCPU_OP),
+        ):
+            a.label(f"{label}_by_us")
+            a.mov(eax, number)
+            a.jmp("hand_on")
 
     # -- lists --------------------------------------------------------------------------------------------------------
 
@@ -202,12 +223,14 @@ class FastCalls:
         self._check_list()
         self._save()
         a.label("next_update")
+        self.recorder.draft_list(_MMU_UPDATE, "give_up", _UPDATE_SIZE, left=mem(rbp, _at(rsi)))
         a.mov(r8, mem(rdi))
         a.mov(r9, mem(rdi, 8))
         a.call("update_entry")
         a.jc("give_up")
+        self.recorder.commit()
         a.mov(rdi, mem(rbp, _at(rdi)))
-        a.add(rdi, 16)
+        a.add(rdi, _UPDATE_SIZE)
         a.mov(mem(rbp, _at(rdi)), rdi)
         a.dec(mem(rbp, _at(rsi)), size=8)
         a.jnz("next_update")
@@ -221,10 +244,12 @@ class FastCalls:
         self._save()
         a.xor(r11, r11)  # what remains to be done: 1 load CR3, 2 flush the address in RBX
         a.label("next_op")
+        self.recorder.draft_list(_MMUEXT_OP, "ops_give_up", _OP_SIZE, left=mem(rbp, _at(rsi)))
         a.mov(eax, mem(rdi))
         a.mov(r8, mem(rdi, 8))
         a.call("one_op")
         a.jc("ops_give_up")
+        self.recorder.commit()
         a.mov(rdi, mem(rbp, _at(rdi)))
         a.add(rdi, _OP_SIZE)
         a.mov(mem(rbp, _at(rdi)), rdi)
@@ -256,6 +281,7 @@ class FastCalls:
         a.mov(mem(rbp, _at(rdi)), rdi)
         a.dec(mem(rbp, _at(rsi)), size=8)
         a.jnz("next_call")
+        self.recorder.end_multicall(_MULTICALL)
         a.jmp("done")
 
         a.label("give_up")
@@ -778,7 +804,9 @@ class FastCalls:
         a.jmp("fail")
 
         a.label("inner_stack_switch")
-        a.call("stack_switch")
+        self.recorder.draft(_STACK_SWITCH | Flag.INNER, "fail")
+        self.recorder.commit()
+        a.call("take_stack")
         a.clc()
         a.ret()
         a.label("inner_segment_base")
@@ -789,11 +817,14 @@ class FastCalls:
         a.inc(rcx)
         a.cmp(rcx, 1)
         a.ja("fail")
-        a.call("set_segment_base")
+        self.recorder.draft(_SET_SEGMENT_BASE | Flag.INNER, "fail")
+        self.recorder.commit()
+        a.call("take_base_of_segment")
         a.clc()
         a.ret()
 
-        for label, size in (("inner_update", 16), ("inner_ops", _OP_SIZE)):
+        for label, size in (("inner_update", _UPDATE_SIZE), ("inner_ops", _OP_SIZE)):
+            number = _MMUEXT_OP if size == _OP_SIZE else _MMU_UPDATE
             a.label(label)
             a.cmp(rsi, 1)
             a.jnz("inner_two" if size == _OP_SIZE else "fail")
@@ -801,6 +832,7 @@ class FastCalls:
             a.jnz("fail")
             a.cmp(r10d, DOMID_SELF)
             a.jnz("fail")
+            self.recorder.draft_list(number | Flag.INNER, "fail", size)
             if size == _OP_SIZE:
                 a.mov(eax, mem(rdi))
                 a.mov(r8, mem(rdi, 8))
@@ -813,6 +845,7 @@ class FastCalls:
                 a.mov(r9, mem(rdi, 8))
                 a.call("update_entry")
                 a.jc("fail")
+            self.recorder.commit()
             a.xor(eax, eax)
             a.ret()
         a.label("inner_two")  # NEW_BASEPTR and NEW_USER_BASEPTR, as a switch of processes has them
@@ -826,6 +859,7 @@ class FastCalls:
         a.jnz("fail")
         a.cmp(mem(rdi, _OP_SIZE), _NEW_USER_BASEPTR, size=4)
         a.jnz("fail")
+        self.recorder.draft_list(_MMUEXT_OP | Flag.INNER, "fail", _OP_SIZE, count=2)
         a.xor(r11, r11)
         a.push(rdi)
         a.mov(r8, mem(rdi, _OP_SIZE + 8))
@@ -837,6 +871,7 @@ class FastCalls:
         a.call("one_op")
         a.jc("fail")
         a.call("flush")
+        self.recorder.commit(2)
         a.xor(eax, eax)
         a.ret()
         a.label("inner_two_failed")

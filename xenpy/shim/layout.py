@@ -56,12 +56,15 @@ class Page(IntEnum):
     """What user mode's tables show as IDT."""
     CALLERS = 43
     """Of the first window only: (GS base of the kernel, address of `hypercall`, address of `iret`, 0) for each vCPU."""
+    RECORDS = 44
+    """RECORDS_PAGES: what in-guest code has done, see xenpy.shim.recording."""
     LDT = 48
     """Sixteen, of the guest's choice."""
     END = 64
 
 
 CODE_PAGES: Final = 3
+RECORDS_PAGES: Final = 4
 WRITES_MAX: Final = (Page.KERNEL_TABLE - Page.WRITES) * 4096 // 8
 
 
@@ -103,6 +106,10 @@ class State(IntEnum):
     """Five: IRETQ's frame for user mode."""
     BASES_IN_TURN = 29
     """How often in a row KERNEL_CR3 has changed back to BASE_BEFORE."""
+    RECORD = 30
+    """Where in-guest code writes down next what it has done; 0 has it not do that."""
+    RECORDS_END = 31
+    """Where there is no room any more."""
     STUB_FRAME = 32
     """Five: IRETQ's frame for the in-guest code that calls the kernel's page fault handler."""
 

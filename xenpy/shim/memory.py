@@ -28,6 +28,7 @@ from xenpy.shim.layout import (
     IO_PORTS,
     M2P_MAX,
     POOL_OFFSET,
+    RECORDS_PAGES,
     WINDOW_SIZE,
     WINDOWS_OFFSET,
     Page,
@@ -73,6 +74,7 @@ class Window:
         self.stack_top = va + (Page.STACK + 1) * PAGE_SIZE
         writes = pages[Page.WRITES]
         self.writes = memory.view(writes, (Page.KERNEL_TABLE - Page.WRITES) * PAGE_SIZE).cast("Q")
+        self.records = memory.view(pages[Page.RECORDS], RECORDS_PAGES * PAGE_SIZE)
 
     def page_va(self, page: int) -> int:
         """Return the address of a page of the window."""
@@ -237,6 +239,7 @@ class Shim:
 
     def _make_window(self, vcpu_id: int, tables: tuple[int, int], code: list[int], entry: tuple[int, int]) -> Window:
         own = [*range(Page.ENTRY), *range(Page.WRITES, Page.USER_IDT + 1)]
+        own += range(Page.RECORDS, Page.RECORDS + RECORDS_PAGES)
         if not vcpu_id:
             own.append(Page.CALLERS)
         pages = {page: self._page() for page in own}
@@ -247,6 +250,7 @@ class Shim:
         for page, gpa in pages.items():
             entry_ = gpa | _LEAF | PTE_RW | PTE_NX
             shared = page in (Page.STACK, Page.STATE, Page.CALLERS) or Page.WRITES <= page < Page.KERNEL_TABLE
+            shared = shared or Page.RECORDS <= page < Page.RECORDS + RECORDS_PAGES
             self._set(kernel_table, page, entry_ | ring3 if shared else entry_)
             if page < Page.WRITES:
                 self._set(user_table, page, entry_)

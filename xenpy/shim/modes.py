@@ -25,6 +25,7 @@ from xenpy.asm.registers import (
     rsp,
 )  # fmt: skip
 from xenpy.shim.layout import Page, Selector, State
+from xenpy.shim.recording import Recorder
 
 if TYPE_CHECKING:
     from xenpy.asm import Assembler, Mem
@@ -52,6 +53,7 @@ class Modes:
     def __init__(self, a: Assembler, guest: Guest) -> None:
         self.a = a
         self.guest = guest
+        self.recorder = Recorder(a, self.state, "iret")
 
     def state(self, word: int) -> Mem:
         """Return the operand of a word of the STATE page."""
@@ -144,6 +146,8 @@ class Modes:
         a.mov(r11, mem(rsp, _IRET_RFLAGS))
         a.bt(r11, _RFLAGS_TF_BIT)
         a.jc("iret_by_us")  # RET would be the step, not the instruction that it leads to
+        self.recorder.draft(_IRET, "iret_by_us")
+        a.mov(rax, self.state(State.VCPU_INFO))
         a.bt(r11, RFLAGS_IF_BIT)
         a.jnc("iret_masked")
         a.cmp(mem(rax, _PENDING), 0, size=1)
@@ -160,6 +164,7 @@ class Modes:
         a.cmp(eax, 3)
         a.jz("iret_to_user")
 
+        self.recorder.commit()
         a.mov(rax, mem(rsp, _IRET_RSP))  # to the kernel: by its own stack, below which nothing of its is
         a.mov(rcx, mem(rsp, _IRET_RIP))
         a.mov(mem(rax, -8), rcx)
@@ -176,6 +181,7 @@ class Modes:
         a.label("iret_to_user")
         a.cmp(self.state(State.USER_CR3), 0, size=8)
         a.jz("iret_by_us")
+        self.recorder.commit()
         a.mov(rax, mem(rsp, _IRET_RIP))
         a.mov(self.state(State.USER_FRAME), rax)
         a.mov(eax, mem(rsp, _IRET_CS))

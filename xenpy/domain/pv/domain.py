@@ -12,6 +12,7 @@ from xenpy.builder.pv_patch import make_patches
 from xenpy.builder.pv_stubs import pv_hypercall_page
 from xenpy.domain.areas import place_time
 from xenpy.domain.domain import Domain
+from xenpy.domain.inguest import InGuest
 from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
 from xenpy.domain.pv.processor import set_up_processor
 from xenpy.domain.pv.vcpu import PvVcpu
@@ -73,6 +74,8 @@ class PvDomain(Domain):
             set_up_processor(vcpu.kvm, self.shim, vcpu.window, xsave=bool(self.xcr0))
             self._vcpus.append(vcpu)
             self.pv_vcpus.append(vcpu)
+        if self.shim.code.fast is not None:
+            self.in_guest = InGuest(self, self.shim.windows)
         self.pv_vcpus[0].start_first(self._start)
         self.mmu.types.flush = self._flush_all
         self.gnttab.guard_writes(self.mmu.hold_writable, self.mmu.release_writable)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from xenpy.abi.event_channel import EVTCHNSTAT
 from xenpy.abi.grant_table import GNTST
+from xenpy.domain.inguest import IN_GUEST
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import carry_out
 from xenpy.hypercalls.multicall import multicall
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from xenpy.domain.domain import Domain
+    from xenpy.domain.inguest import InGuest
     from xenpy.host import Host
     from xenpy.hypercalls.call import Call
     from xenpy.pv.evtchn.port import Port
@@ -66,6 +68,7 @@ class Injector:
         self._held: list[tuple[Deliver, Port]] = []
         self._delayed = 0
         self._undo: list[Callable[[], None]] = []
+        self._forbidding: InGuest | None = None
 
     def attach(self) -> None:
         """Begin; the domain may run already."""
@@ -81,9 +84,21 @@ class Injector:
                 self._come_between_xenstore()
             if Kind.GRANT in self._kinds:
                 self._come_between_grants()
+        if self._strikes_in_guest():
+            self._forbidding = self._domain.in_guest
+        if self._forbidding is not None:
+            self._forbidding.forbid()
+
+    def _strikes_in_guest(self) -> bool:
+        """Tell whether a rule may strike what in-guest code would carry out."""
+        rules = [rule for rule in self._rules if rule.kind is Kind.HYPERCALL]
+        return any(rule.only.wants(Kind.HYPERCALL, name) for rule in rules for name in IN_GUEST)
 
     def detach(self) -> None:
         """End; events that were held back are delivered. Idempotent."""
+        if self._forbidding is not None:
+            self._forbidding.allow()
+            self._forbidding = None
         with self._host.lock:
             while self._undo:
                 self._undo.pop()()

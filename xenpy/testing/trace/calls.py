@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
     from xenpy.testing.trace.record import Value
 
-_SHOWN: Final = 4
+SHOWN: Final = 4
 """Elements of a guest's arrays that are shown."""
 _LOOKED_AT: Final = 64
 """Elements of an array whose status is looked at; none of a longer one's rest is."""
@@ -135,7 +135,7 @@ class Described:
                 self._structs.append((op.struct, gva, dict(fields)))
             if is_array:
                 fields.pop("status", None)  # for Xen to fill in
-            if index < _SHOWN:
+            if index < SHOWN:
                 _follow(call, fields, _LISTS.get(op.struct, ()))
                 found.append(fields)
             gva += call.struct_size(op.struct)
@@ -171,7 +171,7 @@ class Described:
             )
         if len(changes) == 1 and isinstance(changes[0], dict):
             return changes[0], error
-        shown = [*changes[:_SHOWN], Symbol("...")] if len(changes) > _SHOWN else changes
+        shown = [*changes[:SHOWN], Symbol("...")] if len(changes) > SHOWN else changes
         return ({"array": shown} if any(changes) else {}), error
 
     def _text_out(self) -> dict[str, Value]:
@@ -194,10 +194,10 @@ def _follow(call: Call, fields: dict[str, Value], lists: tuple[tuple[str, str, i
         gva, number = fields[pointer], fields[count]
         if isinstance(gva, int) and isinstance(number, int) and gva and number:
             try:
-                words: list[Value] = list(call.words(gva, min(number, _SHOWN), size))
+                words: list[Value] = list(call.words(gva, min(number, SHOWN), size))
             except XenError:
                 continue
-            fields[pointer] = [*words, Symbol("...")] if number > _SHOWN else words
+            fields[pointer] = [*words, Symbol("...")] if number > SHOWN else words
 
 
 def _text(call: Call, gva: int, size: int, field: str, *, cut: bool = False) -> dict[str, Value]:
@@ -222,7 +222,7 @@ def _context(call: Call) -> dict[str, Value]:
 def _mmu_update(call: Call) -> dict[str, Value]:
     count = call.args[1] & ~_PREEMPTED & _MASK32
     updates: list[Value] = []
-    for index in range(min(count, _SHOWN)):
+    for index in range(min(count, SHOWN)):
         try:
             ptr, val = call.words(call.args[0] + index * 16, 2, 8)
         except XenError:
@@ -235,7 +235,7 @@ def _mmu_update(call: Call) -> dict[str, Value]:
 def _mmuext_op(call: Call) -> dict[str, Value]:
     count = call.args[1] & ~_PREEMPTED & _MASK32
     ops: list[Value] = []
-    for index in range(min(count, _SHOWN)):
+    for index in range(min(count, SHOWN)):
         try:
             ops.append(
                 decode("mmuext_op", call.struct("mmuext_op", call.args[0] + index * call.struct_size("mmuext_op")))
@@ -272,7 +272,7 @@ def _set_trap_table(call: Call) -> dict[str, Value]:
     gva, size = call.args[0], call.struct_size("trap_info")
     traps: list[Value] = []
     try:
-        while gva and len(traps) < _SHOWN:
+        while gva and len(traps) < SHOWN:
             trap: Any = call.struct("trap_info", gva)
             if not trap.address:
                 break
@@ -280,7 +280,7 @@ def _set_trap_table(call: Call) -> dict[str, Value]:
             gva += size
     except XenError:
         pass
-    full = len(traps) == _SHOWN
+    full = len(traps) == SHOWN
     return {"traps": [*traps, Symbol("...")] if full else traps or call.args[0]}
 
 

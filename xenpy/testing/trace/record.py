@@ -33,7 +33,7 @@ class Record:
 
     `result` is a hypercall's return value or a message's answer, `out` what was copied out, `error` the name of the errno or status of
     a refusal and `reason` ours for it. `vcpu_id` is None for what no vCPU did; `depth` is 1 within a multicall, whose own record comes
-    after those of its calls.
+    after those of its calls. `in_guest` tells that a hypercall was carried out within the guest: how long it took is not known.
     """
 
     time_ns: int
@@ -48,6 +48,7 @@ class Record:
     reason: str = ""
     latency_ns: int = 0
     depth: int = 0
+    in_guest: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as JSON has it: times in us, and nothing that is empty."""
@@ -55,9 +56,16 @@ class Record:
         if self.vcpu_id is not None:
             document["vcpu"] = self.vcpu_id
         document |= {"kind": self.kind.value, "name": self.name, "args": self.args, "result": self.result}
-        optional = {"out": self.out, "error": self.error, "reason": self.reason, "depth": self.depth}
+        optional = {
+            "out": self.out,
+            "error": self.error,
+            "reason": self.reason,
+            "depth": self.depth,
+            "in_guest": self.in_guest,
+        }
         document |= {key: value for key, value in optional.items() if value}
-        document["latency_us"] = self.latency_ns / 1000
+        if not self.in_guest:
+            document["latency_us"] = self.latency_ns / 1000
         return document
 
 

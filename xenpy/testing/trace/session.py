@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from xenpy import log
-from xenpy.config.model import GuestType
 from xenpy.testing.trace.tracer import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xenpy.config import DomainConfig
+    from xenpy.domain.inguest import InGuest
     from xenpy.host import Guest
     from xenpy.testing.faults import Injector, Rule
     from xenpy.testing.trace.filters import Filter
     from xenpy.testing.trace.record import Sink
 
 
-def without_fast_paths(config: DomainConfig) -> None:
-    """Have the PV guests that this process builds from now on leave the guest for every hypercall, so that a trace hears it."""
-    if config.type is GuestType.PV:
-        from xenpy.domain.pv.domain import PvDomain
+class InGuestCalls(Enum):
+    """What becomes of hypercalls that a PV guest makes without leaving it."""
 
-        PvDomain.shim_fast = False
+    RECORD = "record"
+    IGNORE = "ignore"
+    FORBID = "forbid"
 
 
 class Session:
@@ -34,8 +34,16 @@ class Session:
     Time begins when the first domain has been built. `rules` are faults to inject, which count on over reboots.
     """
 
-    def __init__(self, sinks: Sequence[Sink], only: Filter, rules: Sequence[Rule] = ()) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        only: Filter,
+        rules: Sequence[Rule] = (),
+        in_guest: InGuestCalls = InGuestCalls.RECORD,
+    ) -> None:
         self._sinks = sinks
+        self._in_guest = in_guest
+        self._forbidding: InGuest | None = None
         self._rules = rules
         self._filter = only
         self._epoch_ns: int | None = None
@@ -47,7 +55,13 @@ class Session:
         self._detach()
         if self._epoch_ns is None:
             self._epoch_ns = time.perf_counter_ns()
-        self._tracer = Tracer(guest.host, guest.domain, self._sinks, only=self._filter, epoch_ns=self._epoch_ns)
+        self._tracer = Tracer(
+            guest.host, guest.domain, self._sinks, only=self._filter, epoch_ns=self._epoch_ns,
+            in_guest=self._in_guest is InGuestCalls.RECORD,
+        )  # fmt: skip
+        if self._in_guest is InGuestCalls.FORBID and guest.domain.in_guest is not None:
+            self._forbidding = guest.domain.in_guest
+            self._forbidding.forbid()
         if self._rules:
             from xenpy.testing.faults import Injector
 
@@ -67,6 +81,9 @@ class Session:
         if self._injector is not None:
             self._injector.detach()
             self._injector = None
+        if self._forbidding is not None:
+            self._forbidding.allow()
+            self._forbidding = None
 
     def close(self) -> None:
         """Have the sinks write what is left."""

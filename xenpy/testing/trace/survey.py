@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xenpy.errors import ConfigError
 from xenpy.testing.trace.filters import Filter
-from xenpy.testing.trace.session import without_fast_paths
 from xenpy.testing.trace.tracer import Tracer
 from xenpy.testing.trace.usage import Section, UsageSink
 
@@ -31,7 +30,6 @@ def survey(config: DomainConfig, name: str, *, timeout_s: float, until: str | No
     from xenpy.api.guest import Guest
     from xenpy.api.transcript import EOF
 
-    without_fast_paths(config)
     patterns: list[Pattern] = [EOF] if until is None else [EOF, _compiled(until)]
     with Guest(config, paused=True) as guest:
         usage = UsageSink(guest.domid)

@@ -64,7 +64,7 @@ def line(record: Record) -> str:
     """Return a record as one line: when, who, what, what came of it, how long it took."""
     head = f"{record.time_ns / 1e9:12.6f} {who(record):5} {'  ' * record.depth}"
     body = _BODIES[record.kind](record)
-    latency = f" <{record.latency_ns / 1000:.1f}us>" if record.latency_ns else ""
+    latency = f" <{record.latency_ns / 1000:.1f}us>" if record.latency_ns else " <in guest>" if record.in_guest else ""
     return f"{head}{body}{latency}"
 
 

@@ -20,6 +20,7 @@ from xenpy.testing.trace import messages
 from xenpy.testing.trace.calls import MULTICALL, Described, name_of
 from xenpy.testing.trace.filters import Filter
 from xenpy.testing.trace.grants import TracedUse
+from xenpy.testing.trace.inguest import MULTICALL_ENTRY, InGuestRecords
 from xenpy.testing.trace.ports import PortNames, port_fields
 from xenpy.testing.trace.record import Kind, Record, Symbol
 
@@ -53,8 +54,8 @@ class CarriesOut(Protocol):
 class Tracer:
     """Listens to one domain from `attach` to `detach`; `with` does both. Of several the last attached is detached first.
 
-    Records that `only` lets through go to every sink. `epoch_ns`, of time.perf_counter_ns, is when time began; by default now. Hypercalls
-    that a PV guest makes without leaving it are not heard: see `xenpy.domain.pv.domain.PvDomain.shim_fast`.
+    Records that `only` lets through go to every sink. `epoch_ns`, of time.perf_counter_ns, is when time began; by default now. `in_guest`
+    tells whether to hear of hypercalls that a PV guest makes without leaving it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Tracer:
         *,
         only: Filter | None = None,
         epoch_ns: int | None = None,
+        in_guest: bool = True,
     ) -> None:
         self._host = host
         self._domain = domain
@@ -77,6 +79,9 @@ class Tracer:
         self._names = PortNames(host.store, domain.domid)
         self._line = b""
         self._carry_out: Callable[[Call], int] = carry_out
+        self._in_guest: InGuestRecords | None = None
+        if in_guest and domain.in_guest is not None and self._filter.wants_kind(Kind.HYPERCALL):
+            self._in_guest = InGuestRecords(domain, self._emit, self._wants, self._now, arguments=self._arguments)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -91,9 +96,13 @@ class Tracer:
                 self._undo += [table.interpose(self._delivering) for table in tables]
             if self._filter.wants_kind(Kind.GRANT):
                 self._listen_to_grants()
+        if self._in_guest is not None and self._domain.in_guest is not None:
+            self._domain.in_guest.listen(self._in_guest)
 
     def detach(self) -> None:
         """Listen no more; the sinks stay open. Idempotent."""
+        if self._undo and self._in_guest is not None and self._domain.in_guest is not None:
+            self._domain.in_guest.ignore(self._in_guest)
         with self._host.lock:
             while self._undo:
                 self._undo.pop()()
@@ -121,7 +130,12 @@ class Tracer:
 
         self._undo.append(undo)
 
+    def _wants(self, name: str) -> bool:
+        return self._filter.wants(Kind.HYPERCALL, name)
+
     def _dispatch(self, call: Call) -> int:
+        if self._in_guest is not None and self._domain.in_guest is not None:
+            self._domain.in_guest.collect(self._domain.vcpus[call.vcpu.vcpu_id])
         return self._traced(call, 0)
 
     def _inner(self, call: Call) -> int:
@@ -130,6 +144,7 @@ class Tracer:
     def _traced(self, call: Call, depth: int) -> int:
         name, op = name_of(call)
         is_multicall = call.nr == MULTICALL and not depth
+        within = self._in_guest.within(call.vcpu.vcpu_id) if is_multicall and self._in_guest is not None else 0
         if not self._filter.wants(Kind.HYPERCALL, name):
             return self._run(call, is_multicall=is_multicall)[0]
         described = Described(call, name, op) if self._arguments else None
@@ -148,6 +163,8 @@ class Tracer:
                 record.error = _error_name(result)
             if described is not None:
                 record.args = described.args
+                if within:
+                    record.args = _whole(record.args, within)
                 if not record.error:
                     record.out, record.error = described.outcome()
             self._emit(record)
@@ -273,8 +290,11 @@ class Tracer:
 
     # -- records ------------------------------------------------------------------------------------------------------
 
+    def _now(self) -> int:
+        return self._clock() - self._epoch_ns
+
     def _record(self, kind: Kind, name: str, fields: dict[str, Value]) -> Record:
-        return Record(self._clock() - self._epoch_ns, self._domain.domid, None, kind, name, fields)
+        return Record(self._now(), self._domain.domid, None, kind, name, fields)
 
     def _emit(self, record: Record) -> None:
         if not self._filter.passes(record):
@@ -286,6 +306,14 @@ class Tracer:
                 self._sinks.remove(sink)
                 with suppress(OSError):  # stderr may be what cannot be written
                     log.note(f"the trace ends here: {error.strerror or error}")
+
+
+def _whole(args: dict[str, Value], within: int) -> dict[str, Value]:
+    """Return a multicall's arguments as they were before in-guest code had carried out the first `within` calls."""
+    call_list, nr_calls = args["call_list"], args["nr_calls"]
+    if not (isinstance(call_list, int) and isinstance(nr_calls, int)):
+        return args
+    return {"call_list": call_list - within * MULTICALL_ENTRY, "nr_calls": nr_calls + within}
 
 
 def _error_name(result: int) -> str:
