@@ -16,6 +16,7 @@ from xenpy.terminal import Terminal, prompt_line
 
 if TYPE_CHECKING:
     from xenpy.config import DomainConfig
+    from xenpy.devices.registry import DeviceOptions
     from xenpy.domain.domain import Domain
 
 _LOOP_REBOOTS: Final = 5
@@ -51,7 +52,7 @@ class Runner:
     """Runs `config` with the terminal as its console.
 
     `timeout_s` bounds the whole run; `events` prints one JSON line on stderr for each thing that happens to the domain; `observer` hears of
-    each guest.
+    each guest. `options` are for its devices.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Runner:
         timeout_s: float | None = None,
         events: bool = False,
         observer: Observer | None = None,
+        options: DeviceOptions | None = None,
     ) -> None:
         self._config = config
+        self._options = options
         self._timeout_s = timeout_s
         self._events = events
         self._observer = observer
@@ -95,7 +98,7 @@ class Runner:
     # -- the guest ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._guest = self._host.create(self._config, self._sink)
+        self._guest = self._host.create(self._config, self._sink, self._options)
         if self._observer is not None:
             self._observer.created(self._guest)
         self._guest.domain.on_emergency_output = self._on_emergency_output

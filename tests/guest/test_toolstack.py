@@ -197,7 +197,7 @@ def test_a_domain_that_does_not_exist(tools: Toolstack, command: list[str]) -> N
         ["mem-set", "x", "17"], ["mem-set", "x", "many"], ["mem-set", "x", "0"], ["vcpu-set", "x", "9"],
         ["vcpu-set", "-i", "x", "9"], ["sysrq", "x", "ab"], ["rename", "x", "a/b"], ["rename", "x", "y"],
         ["block-attach", "x", "/no/such/disk,raw,xvda,rw"], ["block-attach", "x", "nonsense"],
-        ["block-detach", "x", "xvdz"], ["network-detach", "x", "0"], ["network-attach", "x", "mac=nonsense"],
+        ["block-detach", "x", "xvdz"], ["block-resize", "x", "xvdz"], ["network-detach", "x", "0"], ["network-attach", "x", "mac=nonsense"],
         ["dump-core", "x", "/no/such/directory/core"],
     ],
 )  # fmt: skip
@@ -252,6 +252,8 @@ def test_disks_come_and_go(tools: Toolstack, tmp_path: Path) -> None:
     (config,) = json.loads(tools.ok("list", "-l", "x"))
     assert config["config"]["disks"][0]["pdev_path"] == str(image)
     assert "exists already" in tools.xl("block-attach", "x", f"{other},raw,xvdb,rw").err
+    os.truncate(image, 3 << 20)
+    assert tools.ok("block-resize", "x", "xvdb") == f"{3 << 20}\n"
     tools.ok("block-detach", "x", "xvdb")
     assert len(tools.ok("block-list", "x").splitlines()) == 1
     assert "disks" not in json.loads(tools.ok("list", "-l", "x"))[0]["config"]

@@ -8,16 +8,16 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from isolation_rig import keeper
 from xenbus_rig import PATIENCE
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP, SEGMENT
 from xenpy.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from vbd_rig import BlkFrontend, Buffer, Queue
 
@@ -60,6 +60,11 @@ class Slot:
         self._queue.ring.put(entry)
         self.under = under
 
+    def flush(self, request_id: int) -> None:
+        """Put a flush into the ring."""
+        self._queue.ring.put(self._queue.layout.request.pack(BLKIF_OP.FLUSH_DISKCACHE, 0, 0, request_id, 0))
+        self.under = _Under(BLKIF_OP.FLUSH_DISKCACHE, 0, [])
+
     def check(self) -> _Under:
         """Check what a read has brought, and return the request that has been answered."""
         under, self.under = self.under, None
@@ -72,12 +77,17 @@ class Slot:
 class Hammer:
     """Random reads and writes of whole blocks, never two under way for one block, so that the outcome of each is known."""
 
-    def __init__(self, frontend: BlkFrontend, queue: Queue, image: Path, seed: int, *, depth: int = 24) -> None:
+    def __init__(
+        self, frontend: BlkFrontend, queue: Queue, image: Callable[[], bytes], seed: int, *, depth: int = 24,
+        flushes: float = 0.0,
+    ) -> None:  # fmt: skip
+        """`image` returns what is on the disk; so many of the requests are `flushes`."""
         self._frontend = frontend
         self._queue = queue
         self._image = image
         self._random = random.Random(seed)
-        data = image.read_bytes()
+        self._flushes = flushes
+        data = image()
         self._blocks = [data[start : start + PAGE_SIZE] for start in range(0, len(data), PAGE_SIZE)]
         self._busy: set[int] = set()
         self._slots = {queue.new_id(): Slot(queue) for _ in range(depth)}
@@ -100,6 +110,9 @@ class Hammer:
         self._queue.kick()
 
     def _begin(self, request_id: int, slot: Slot) -> None:
+        if self._random.random() < self._flushes:
+            slot.flush(request_id)
+            return
         count = self._random.randint(1, SLOT_PAGES)
         first = self._random.randrange(len(self._blocks) - count)
         if not self._busy.isdisjoint(range(first, first + count)):
@@ -122,8 +135,8 @@ class Hammer:
             assert time.monotonic() - since < PATIENCE, "the disk stands still"
             time.sleep(0.0005)
 
-    def finish(self) -> None:
-        """Wait for all answers; then compare the image with what was written."""
+    def settle(self) -> None:
+        """Wait for all answers."""
 
         def answered() -> bool:
             self._queue.collect()
@@ -134,17 +147,26 @@ class Hammer:
         for request_id in self._queue.answers:
             under = self._slots[request_id].check()
             self._blocks[under.first : under.first + len(under.contents)] = under.contents
-        expected, found = (
-            hashlib.sha256(data).hexdigest() for data in (b"".join(self._blocks), self._image.read_bytes())
-        )
+        self._queue.answers.clear()
+
+    def finish(self) -> None:
+        """Wait for all answers; then compare the image with what was written."""
+        self.settle()
+        expected, found = (hashlib.sha256(data).hexdigest() for data in (b"".join(self._blocks), self._image()))
         assert expected == found
 
 
 class Killer:
-    """A thread that kills the process which serves a disk, again and again, at moments that nobody chose."""
+    """A thread that kills a process again and again, at moments that nobody chose.
 
-    def __init__(self, frontend: BlkFrontend, kills: int, seed: int, *, longest_s: float) -> None:
-        self._keeper = keeper(frontend)
+    `victim` returns the process, if there is one, `deaths` how many have been noticed.
+    """
+
+    def __init__(
+        self, victim: Callable[[], int | None], deaths: Callable[[], int], kills: int, seed: int, *, longest_s: float
+    ) -> None:
+        self._victim = victim
+        self._deaths = deaths
         self._kills = kills
         self._random = random.Random(seed)
         self._longest_s = longest_s
@@ -157,11 +179,13 @@ class Killer:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        for death in range(1, self._kills + 1):
-            while (process := self._keeper.process) is None:
-                time.sleep(0.0002)
+        for _ in range(self._kills):
             time.sleep(self._random.uniform(0, self._longest_s))
-            os.kill(process.pid, signal.SIGKILL)
+            while (pid := self._victim()) is None:
+                time.sleep(0.0002)
+            before = self._deaths()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             deadline = time.monotonic() + PATIENCE
-            while self._keeper.deaths < death and time.monotonic() < deadline:
+            while self._deaths() == before and time.monotonic() < deadline:
                 time.sleep(0.0002)

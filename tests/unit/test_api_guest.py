@@ -15,6 +15,8 @@ import pytest
 from api_rig import kernel
 
 import xenpy
+from xenpy.devices.vbd.backend import VbdBackend
+from xenpy.devices.vbd.overlay import Overlay
 from xenpy.errors import Errno
 
 if TYPE_CHECKING:
@@ -386,3 +388,16 @@ def test_every_public_name_is_there() -> None:
         assert getattr(xenpy, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         getattr(xenpy, "no_such" + "_name")
+
+
+def test_a_snapshot_leaves_the_image_alone(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(8192))
+    settings = {"cmdline": "poweroff", "disk": [f"{image},raw,xvda,rw"], "timeout": TIMEOUT}
+    with xenpy.Guest.from_kernel(kernel("ending"), snapshot=True, **settings) as guest:
+        assert guest.wait().kind is xenpy.End.POWEROFF
+        disk = guest.devices.find("vbd", 202 << 8)
+        assert isinstance(disk, VbdBackend)
+        disk.backing.write([memoryview(b"x" * 4096)], 0)
+        assert isinstance(disk.backing, Overlay)
+    assert image.read_bytes() == bytes(8192)

@@ -19,7 +19,7 @@ from vbd_rig import disk_of
 
 from xenpy.abi.blkif import BLKIF_OP
 from xenpy.abi.xenbus import XenbusState
-from xenpy.devices.isolation import keeper as keeping
+from xenpy.devices.isolation import patience
 from xenpy.devices.isolation.process import TEMPLATE
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def test_the_template_may_die_too(frontend: BlkFrontend) -> None:
 def test_who_dies_again_and_again_for_nothing_is_given_up(
     frontend: BlkFrontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "_MAX_DEATHS", 2)
+    monkeypatch.setattr(patience, "_MAX_DEATHS", 2)
     frontend.connect()
     kept = keeper(frontend)
 

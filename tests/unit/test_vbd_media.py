@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -17,11 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vbd_rig import disk_of, plugged
 
+from xenpy.abi.xenbus import XenbusState
 from xenpy.config.disk import DiskBackend, DiskFormat
+from xenpy.devices.isolation import patience
 from xenpy.devices.vbd.backing import EmptyDrive, RawBacking, split
 from xenpy.devices.vbd.image import open_disk
 from xenpy.devices.vbd.nbd import NbdBacking, NbdConnection
 from xenpy.devices.vbd.overlay import CLUSTER, Overlay
+from xenpy.devices.vbd.qemu import QemuImage
 from xenpy.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -155,6 +160,12 @@ def make_image(path: Path, kind: str) -> Path:
     return path
 
 
+def kill(disk: QemuImage) -> None:
+    """End the server of an image the way that leaves it no choice."""
+    assert disk.pid is not None
+    os.kill(disk.pid, signal.SIGKILL)
+
+
 @needs_qemu
 @pytest.mark.parametrize("kind", ["qcow", "qcow2", "vhd", "qed"])
 def test_every_format(tmp_path: Path, kind: str) -> None:
@@ -197,15 +208,73 @@ def test_an_image_is_locked_while_in_use(tmp_path: Path) -> None:
 
 
 @needs_qemu
-def test_qemu_that_dies_fails_requests_and_nothing_else(tmp_path: Path) -> None:
+def test_qemu_that_dies_is_started_anew_and_has_forgotten_nothing(tmp_path: Path) -> None:
     path = make_image(tmp_path / "disk.qcow2", "qcow2")
     disk = open_disk(disk_of(path, format=DiskFormat.QCOW2))
+    assert isinstance(disk, QemuImage)
+    with plugged(disk_of(path, format=DiskFormat.QCOW2), backing=disk) as frontend:
+        queue = frontend.connect()
+        data = random.Random(3).randbytes(4096)
+        assert queue.write(8, data) == 0
+        for number in range(3):
+            kill(disk)
+            assert queue.read(8) == data
+            assert queue.write(512 * number + 16, data) == 0
+        assert queue.simple(3) == 0
+        frontend.services.until(lambda: disk.deaths == 3, "the last death")
+    with plugged(disk_of(path, format=DiskFormat.QCOW2)) as frontend:
+        queue = frontend.connect()
+        assert [queue.read(sector) for sector in (8, 16, 528, 1040)] == [data] * 4
+
+
+@needs_qemu
+def test_qemu_that_dies_while_nobody_asks_is_started_anew(tmp_path: Path) -> None:
+    path = make_image(tmp_path / "disk.qcow2", "qcow2")
+    disk = open_disk(disk_of(path, format=DiskFormat.QCOW2))
+    assert isinstance(disk, QemuImage)
+    before = disk.pid
+    with plugged(disk_of(path, format=DiskFormat.QCOW2), backing=disk) as frontend:
+        kill(disk)
+        frontend.services.until(lambda: disk.deaths == 1 and disk.pid not in (None, before), "the next one")
+        assert frontend.connect().read(0) == BLANK
+
+
+@needs_qemu
+def test_an_image_that_qemu_cannot_open_any_more_costs_the_device(tmp_path: Path) -> None:
+    path = make_image(tmp_path / "disk.qcow2", "qcow2")
+    disk = open_disk(disk_of(path, format=DiskFormat.QCOW2))
+    assert isinstance(disk, QemuImage)
     with plugged(disk_of(path, format=DiskFormat.QCOW2), backing=disk) as frontend:
         queue = frontend.connect()
         assert queue.read(0) == BLANK
-        disk._process.kill()  # type: ignore[attr-defined]
-        disk._process.wait()  # type: ignore[attr-defined]
-        assert [queue.read(0), queue.write(0, BLANK), queue.simple(3)] == [-1, -1, -1]
+        path.write_bytes(b"nonsense" * 1000)
+        kill(disk)
+        queue.transfer(0, 0, [queue.buffer()])
+        queue.kick()
+        frontend.await_state(XenbusState.Closing)
+        assert "not in qcow2 format" in frontend.services.store.read(frontend.backend.params.error_path)
+
+
+@needs_qemu
+def test_qemu_that_dies_for_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_MAX_DEATHS", 2)
+    path = make_image(tmp_path / "disk.qcow2", "qcow2")
+    disk = open_disk(disk_of(path, format=DiskFormat.QCOW2))
+    assert isinstance(disk, QemuImage)
+    with plugged(disk_of(path, format=DiskFormat.QCOW2), backing=disk) as frontend:
+        queue = frontend.connect()
+
+        def closed() -> bool:
+            if disk.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(disk.pid, signal.SIGKILL)
+            if not queue.ring.req_prod:
+                queue.transfer(0, 0, [queue.buffer()])
+                queue.kick()
+            return frontend.backend_state is XenbusState.Closing
+
+        frontend.services.until(closed, "that it is given up")
+        assert "its qemu-nbd died 3 times" in frontend.services.store.read(frontend.backend.params.error_path)
 
 
 def test_without_qemu(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from xenpy.api.settings import load_with
 from xenpy.api.shell import Shell
 from xenpy.api.store import GuestStore
 from xenpy.api.transcript import Transcript
+from xenpy.devices.registry import DeviceOptions
 from xenpy.domain.ending import End, Ending
 from xenpy.errors import ConfigError
 from xenpy.pv.xenstore.paths import domain_path
@@ -41,6 +42,8 @@ _REPORT_LINES, _REPORT_BYTES = 200, 64 << 10
 class Guest:
     """A guest. `with` starts it, and at the end destroys it whatever happened; so does the end of its host.
 
+    With `snapshot` its disks' images are left alone: what it writes to them is dropped in the end.
+
     `timeout` is for every wait that names none, in seconds, as all times here. What waits raises Timeout, and GuestEnded if
     the guest ends first.
     """
@@ -52,11 +55,13 @@ class Guest:
         host: Host | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
         paused: bool = False,
+        snapshot: bool = False,
     ) -> None:
         self._own_host = host is None
         self.host = Host() if host is None else host
         self.config = config
         self._paused = paused
+        self._options = DeviceOptions(ephemeral_disks=snapshot)
         self._started = False
         self.closed = False
         self._progress = Progress(config.name, self._last_words, timeout_s=timeout)
@@ -81,18 +86,19 @@ class Guest:
     @classmethod
     def from_cfg(
         cls, path: str | os.PathLike[str], *, host: Host | None = None, timeout: float = DEFAULT_TIMEOUT_S,
-        paused: bool = False, **settings: Setting,
+        paused: bool = False, snapshot: bool = False, **settings: Setting,
     ) -> Self:  # fmt: skip
         """Make a guest of an xl.cfg file; `settings` stand for the file's own, such as memory=128.
 
-        On `host`, or on one of its own. With `paused` it does not run before `unpause`. Raises ConfigError, HostError.
+        On `host`, or on one of its own. With `paused` it does not run before `unpause`; with `snapshot` its disks' images stay as they
+        are. Raises ConfigError, HostError.
         """
-        return cls(load_with(path, settings), host=host, timeout=timeout, paused=paused)
+        return cls(load_with(path, settings), host=host, timeout=timeout, paused=paused, snapshot=snapshot)
 
     @classmethod
     def from_kernel(
         cls, kernel: str | os.PathLike[str], *, host: Host | None = None, timeout: float = DEFAULT_TIMEOUT_S,
-        paused: bool = False, **settings: Setting,
+        paused: bool = False, snapshot: bool = False, **settings: Setting,
     ) -> Self:  # fmt: skip
         """Make a guest of a kernel image and `settings`, which are xl.cfg keys; type="pvh" and name="guest" unless they say so.
 
@@ -100,11 +106,11 @@ class Guest:
         """
         defaults: dict[str, Setting] = {"name": "guest", "type": "pvh"}
         every = {**defaults, "kernel": kernel, **settings}
-        return cls(load_with("/dev/null", every), host=host, timeout=timeout, paused=paused)
+        return cls(load_with("/dev/null", every), host=host, timeout=timeout, paused=paused, snapshot=snapshot)
 
     def _create(self) -> Core:
         """Build the domain. In the loop's thread, where a caller that was interrupted meanwhile leaves it to the host."""
-        core = self.host.core.create(self.config, self.console.feed)
+        core = self.host.core.create(self.config, self.console.feed, self._options)
         core.domain.on_emergency_output = self._take_emergency_output
         self._core, self.domain = core, core.domain
         self.host.guests.append(self)

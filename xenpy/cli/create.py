@@ -13,6 +13,9 @@ import click
 @click.option("-F", "foreground", is_flag=True, help="Run the domain in this process and exit as `xenpy run` does.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not say what is read.")
 @click.option("-n", "--dryrun", is_flag=True, help="Print the configuration as JSON and create nothing.")
+@click.option(
+    "--snapshot", is_flag=True, help="Leave the disks' images alone: what the guest writes is dropped in the end."
+)
 @click.pass_context
 def create(
     ctx: click.Context,
@@ -23,6 +26,7 @@ def create(
     foreground: bool,
     quiet: bool,
     dryrun: bool,
+    snapshot: bool,
 ) -> None:
     """Create a domain that outlives this command, from a file in xl.cfg syntax and settings that override it.
 
@@ -40,7 +44,10 @@ def create(
 
         click.echo(json.dumps(document(config), indent=4))
         return
-    ctx.exit(creating.create(config, paused=paused, console=console, foreground=foreground))
+    from xenpy.devices.registry import DeviceOptions
+
+    options = DeviceOptions(ephemeral_disks=snapshot)
+    ctx.exit(creating.create(config, paused=paused, console=console, foreground=foreground, options=options))
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`block-attach`, `block-detach`, `block-list`, the same for network interfaces, and `screenshot`."""
+"""`block-attach`, `block-detach`, `block-resize`, `block-list`, what of it network interfaces have, and `screenshot`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def block_detach(domain: str, device: str, force: bool) -> None:
     from xenpy.toolstack import hotplug
 
     hotplug.detach(domain, "vbd", device, force=force)
+
+
+@click.command("block-resize")
+@click.argument("domain")
+@click.argument("device")
+def block_resize(domain: str, device: str) -> None:
+    """Have DOMAIN see the size that the image of its disk DEVICE, a name such as xvdb or a number, has by now; print it in bytes."""
+    from xenpy.toolstack import client
+
+    click.echo(client.call(domain, "block_resize", device=device))
 
 
 @click.command("block-list")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TOOLSTACK: Final = {
     "block-attach": ("xenpy.cli.devices", "block_attach", "Add a disk to a domain."),
+    "block-resize": ("xenpy.cli.devices", "block_resize", "Have a domain see a disk's new size."),
     "block-detach": ("xenpy.cli.devices", "block_detach", "Take a disk from a domain."),
     "block-list": ("xenpy.cli.devices", "block_list", "List the disks of domains."),
     "console": ("xenpy.cli.create", "console", "Show the console of a domain and type into it."),

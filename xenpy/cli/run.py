@@ -24,6 +24,9 @@ from xenpy import log
     "--type", "guest_type", type=click.Choice(["pv", "pvh"]), help="Run the guest as this type, whatever the file says."
 )
 @click.option("--events", is_flag=True, help="Print a JSON line on stderr for everything that happens to the domain.")
+@click.option(
+    "--snapshot", is_flag=True, help="Leave the disks' images alone: what the guest writes is dropped in the end."
+)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -32,6 +35,7 @@ def run(
     timeout_s: float | None,
     guest_type: str | None,
     events: bool,
+    snapshot: bool,
 ) -> None:
     """Run the guest that CONFIG (xl.cfg syntax) describes, in the foreground.
 
@@ -53,6 +57,8 @@ def run(
 
     for warning in without_effect(domain):
         log.note(f"warning: {warning}")
+    from xenpy.devices.registry import DeviceOptions
     from xenpy.toolstack.creating import runner
 
-    ctx.exit(runner(domain, timeout_s=timeout_s, events=events).run())
+    options = DeviceOptions(ephemeral_disks=snapshot)
+    ctx.exit(runner(domain, timeout_s=timeout_s, events=events, options=options).run())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MARKER: Final = (
     "xen_guest(cfg=None, **settings): the guest that the fixture of this name boots: an xl.cfg file, settings that stand for"
-    " the file's own (memory=128, kernel='vmlinuz'), and timeout= and paused= of xenpy.Guest; files are relative to the test's"
+    " the file's own (memory=128, kernel='vmlinuz'), and timeout=, paused= and snapshot= of xenpy.Guest; files are relative to the test's"
 )
 _guests: Final = pytest.StashKey["list[Guest]"]()
 """Of a run's configuration: the guests made since the running test began, and earlier ones that still live."""

@@ -44,6 +44,7 @@ class Commands:
             "devices": self.devices,
             "attach": self.attach,
             "detach": self.detach,
+            "block_resize": self.block_resize,
             "debug_keys": self.debug_keys,
             "dump_core": self.dump_core,
             "screenshot": self.screenshot,
@@ -170,6 +171,11 @@ class Commands:
         supervisor = self._supervisor
         supervisor.config, devid = plugging.detach(supervisor.guest, supervisor.config, kind, device, force=force)
         return devid
+
+    def block_resize(self, device: str) -> int:
+        """Have the guest see the size that a disk's image has by now, and return it in bytes."""
+        self._alive()
+        return plugging.resize(self._supervisor.guest, device)
 
     # -- looking into it ----------------------------------------------------------------------------------------------
 

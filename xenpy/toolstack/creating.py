@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xenpy.config import DomainConfig
+    from xenpy.devices.registry import DeviceOptions
     from xenpy.runner import Runner
 
 
@@ -37,16 +38,19 @@ def load(file: str | None, arguments: Sequence[str]) -> tuple[str, DomainConfig]
     return file, domain
 
 
-def create(config: DomainConfig, *, paused: bool, console: bool, foreground: bool) -> int:
+def create(
+    config: DomainConfig, *, paused: bool, console: bool, foreground: bool, options: DeviceOptions | None = None
+) -> int:
     """Create a domain and return the command's exit code: 0, or in the foreground how the guest ended.
 
-    With `console` its console is on this terminal, from the first byte. Raises ConfigError, HostError, CommandError.
+    With `console` its console is on this terminal, from the first byte. `options` are for its devices.
+    Raises ConfigError, HostError, CommandError.
     """
     if foreground:
-        return _run(config, paused=paused, console=console)
+        return _run(config, options, paused=paused, console=console)
     from xenpy.toolstack.daemon import start
 
-    domid = start(config, paused=paused or console)
+    domid = start(config, options, paused=paused or console)
     if console:
         from xenpy.toolstack.client import call, connect
         from xenpy.toolstack.viewer import attach, view
@@ -59,7 +63,7 @@ def create(config: DomainConfig, *, paused: bool, console: bool, foreground: boo
     return ExitCode.POWEROFF
 
 
-def _run(config: DomainConfig, *, paused: bool, console: bool) -> int:
+def _run(config: DomainConfig, options: DeviceOptions | None, *, paused: bool, console: bool) -> int:
     from xenpy.toolstack.registry import Registry
     from xenpy.toolstack.supervisor import Supervisor
 
@@ -67,13 +71,17 @@ def _run(config: DomainConfig, *, paused: bool, console: bool) -> int:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     stdin, stdout = (0, 1) if console else (null, null)
     try:
-        return Supervisor(config, entry, paused=paused, stdin=stdin, stdout=stdout, outlive_console=True).run()
+        return Supervisor(
+            config, entry, paused=paused, stdin=stdin, stdout=stdout, outlive_console=True, options=options
+        ).run()
     finally:
         entry.close()
         os.close(null)
 
 
-def runner(config: DomainConfig, *, timeout_s: float | None, events: bool) -> Runner:
+def runner(
+    config: DomainConfig, *, timeout_s: float | None, events: bool, options: DeviceOptions | None = None
+) -> Runner:
     """Return what `xenpy run` runs: a guest that other processes may command, if there is a place to register it."""
     from xenpy.toolstack.registry import Registry
 
@@ -83,11 +91,11 @@ def runner(config: DomainConfig, *, timeout_s: float | None, events: bool) -> Ru
         from xenpy.runner import Runner
 
         debug(f"this guest cannot be commanded from outside: {error}")
-        return Runner(config, timeout_s=timeout_s, events=events)
+        return Runner(config, timeout_s=timeout_s, events=events, options=options)
     from xenpy.toolstack.supervisor import Supervisor
 
     try:
-        return Supervisor(config, entry, timeout_s=timeout_s, events=events)
+        return Supervisor(config, entry, timeout_s=timeout_s, events=events, options=options)
     except BaseException:
         entry.close()
         raise

@@ -17,12 +17,15 @@ from xenpy.toolstack.registry import Registry
 
 if TYPE_CHECKING:
     from xenpy.config import DomainConfig
+    from xenpy.devices.registry import DeviceOptions
 
 _CHUNK = 4096
 
 
-def start(config: DomainConfig, *, paused: bool) -> int:
+def start(config: DomainConfig, options: DeviceOptions | None, *, paused: bool) -> int:
     """Start a guest in a process of its own, in this directory, where relative paths of its configuration are; return its domid.
+
+    `options` are for its devices.
 
     Raises CommandError with what went wrong there and where the process's log is.
     """
@@ -32,7 +35,7 @@ def start(config: DomainConfig, *, paused: bool) -> int:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _become_daemon(config, log, writer, paused=paused)
+        _become_daemon(config, options, log, writer, paused=paused)
     os.close(writer)
     os.waitpid(child, 0)
     with os.fdopen(reader, "rb") as pipe:
@@ -47,7 +50,9 @@ def start(config: DomainConfig, *, paused: bool) -> int:
     return int(message["domid"])
 
 
-def _become_daemon(config: DomainConfig, log: Path, writer: int, *, paused: bool) -> NoReturn:
+def _become_daemon(
+    config: DomainConfig, options: DeviceOptions | None, log: Path, writer: int, *, paused: bool
+) -> NoReturn:
     """Leave the terminal, the session and everything else of the command's, and run the guest."""
     code = int(ExitCode.FAILURE)
     try:
@@ -55,7 +60,7 @@ def _become_daemon(config: DomainConfig, log: Path, writer: int, *, paused: bool
         if os.fork():
             os._exit(0)  # so that nobody is the leader of the session, and no terminal opened later becomes its own
         _replace_files(log, writer)
-        code = _run(config, log, writer, paused=paused)
+        code = _run(config, options, log, writer, paused=paused)
     finally:
         os._exit(code)
 
@@ -72,7 +77,7 @@ def _replace_files(log: Path, writer: int) -> None:
                 os.close(fd)
 
 
-def _run(config: DomainConfig, log: Path, writer: int, *, paused: bool) -> int:
+def _run(config: DomainConfig, options: DeviceOptions | None, log: Path, writer: int, *, paused: bool) -> int:
     """Run the guest, tell the command how its start went, and return the exit code."""
 
     def tell(**message: Any) -> None:
@@ -88,7 +93,9 @@ def _run(config: DomainConfig, log: Path, writer: int, *, paused: bool) -> int:
 
         entry = Registry().register(config.name, str(config.uuid), log=os.fspath(log))
         try:
-            supervisor = Supervisor(config, entry, paused=paused, on_ready=lambda: tell(domid=entry.record.domid))
+            supervisor = Supervisor(
+                config, entry, paused=paused, on_ready=lambda: tell(domid=entry.record.domid), options=options
+            )
         except BaseException:
             entry.close()
             raise

@@ -94,18 +94,35 @@ def _vif(guest: Guest, spec: str) -> VifConfig:
     return parse_vifs([Atom(spec, Position("<network-attach>", 1, 1))], str(config.uuid), [])[0]
 
 
+def resize(guest: Guest, device: str) -> int:
+    """Look at the size of a disk's medium anew and tell the guest if it changed; return it in bytes. Raises CommandError."""
+    from xenpy.devices.vbd.backend import VbdBackend
+
+    disk = guest.devices.find(VbdBackend.kind, _devid(guest, VbdBackend.kind, device))
+    if not isinstance(disk, VbdBackend):
+        raise CommandError(f"Domain {guest.domain.domid}: disk {device} is going already")
+    disk.resize()
+    return disk.backing.size
+
+
+def _devid(guest: Guest, kind: str, device: str) -> int:
+    """Return the number of a device that is known by its number, name or MAC address. Raises CommandError."""
+    check_kind(kind)
+    with guest.host.lock:
+        devices = rows(guest.host.store, guest.domain.domid, kind)
+    wanted = device.lower()
+    for row in devices:
+        if wanted in (str(row["devid"]), row["vdev"], row["mac"]):
+            return int(row["devid"])
+    raise CommandError(f"Domain {guest.domain.domid} has no {kind} {device}")
+
+
 def detach(guest: Guest, config: DomainConfig, kind: str, device: str, *, force: bool) -> tuple[DomainConfig, int]:
     """Ask the guest to give up a device, known by its number, name or MAC address, or take it away.
 
     Return the new configuration and the device's number. Raises CommandError, ConfigError.
     """
-    check_kind(kind)
-    with guest.host.lock:
-        devices = rows(guest.host.store, guest.domain.domid, kind)
-    wanted = device.lower()
-    devid = next((row["devid"] for row in devices if wanted in (str(row["devid"]), row["vdev"], row["mac"])), None)
-    if devid is None:
-        raise CommandError(f"Domain {guest.domain.domid} has no {kind} {device}")
+    devid = _devid(guest, kind, device)
     try:
         guest.devices.unplug(kind, devid, force=force)
     except ConfigError:

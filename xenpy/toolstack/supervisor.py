@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config import DomainConfig
+    from xenpy.devices.registry import DeviceOptions
     from xenpy.domain.domain import Domain
     from xenpy.host import Guest
     from xenpy.toolstack.registry import Entry
@@ -42,8 +43,9 @@ class Supervisor(Runner):
         paused: bool = False,
         outlive_console: bool = False,
         on_ready: Callable[[], None] | None = None,
+        options: DeviceOptions | None = None,
     ) -> None:
-        super().__init__(config, timeout_s=timeout_s, events=events)
+        super().__init__(config, timeout_s=timeout_s, events=events, options=options)
         self.entry = entry
         self._paused = paused
         self._outlive_console = outlive_console

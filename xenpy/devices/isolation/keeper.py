@@ -6,29 +6,20 @@ import json
 import os
 import select
 import threading
-import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from xenpy import log
 from xenpy.devices.isolation.channel import Channel, ChannelError, Kind
+from xenpy.devices.isolation.patience import Patience
 from xenpy.devices.isolation.process import TEMPLATE
-from xenpy.errors import FrontendError, HostError
+from xenpy.errors import FrontendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from xenpy.devices.isolation.grants import GrantServer, IsolationServices
     from xenpy.devices.isolation.process import Process
-
-_MAX_DEATHS: Final = 16
-"""In a row, without anything done in between."""
-_PATIENT_DEATHS: Final = 3
-"""As many are followed by a new start at once."""
-_FIRST_PAUSE_S: Final = 0.01
-_LONGEST_PAUSE_S: Final = 1.0
-_STEADY_S: Final = 10.0
-"""Who lives as long as this did not die of what it was started on."""
 
 
 class Line:
@@ -149,26 +140,23 @@ class Keeper:
                 self._on_end()
 
     def _keep(self) -> None:
-        """Have one process after the other serve, until one ends because we say so. Raises FrontendError, HostError."""
-        in_vain = 0  # how many died one after the other with requests waiting that nobody got done
+        """Have one process after the other serve, until one ends because we say so. Raises FrontendError."""
+        patience = Patience("its process")
         while not self._stop.is_set():
-            before, since = self._progress(), time.monotonic()
+            before = self._progress()
             self._busy = len(self._lines)
+            patience.started()
             self._serve()
             if self._stop.is_set():
                 return
             self.deaths += 1
             report = log.note if self.deaths == 1 else log.debug
             report(f"domain {self._domid}: {self._name}: its process died; another one takes over")
-            useful = not self._busy or self._progress() != before or time.monotonic() - since > _STEADY_S
-            in_vain = 0 if useful else in_vain + 1
-            if in_vain > _MAX_DEATHS:
-                raise HostError(f"its process died {in_vain} times before it had done anything")
-            if in_vain > _PATIENT_DEATHS:
-                self._stop.wait(min(_FIRST_PAUSE_S * 2 ** (in_vain - _PATIENT_DEATHS), _LONGEST_PAUSE_S))
+            # With nothing left to do, it did not die of what it was given.
+            self._stop.wait(patience.died(useful=not self._busy or self._progress() != before))
 
     def _serve(self) -> None:
-        """Have a process serve, and return when it is gone. Raises FrontendError, HostError."""
+        """Have a process serve, and return when it is gone. Raises FrontendError."""
         control, theirs = Channel.pair()
         try:
             process = self.process = TEMPLATE.fork(theirs)

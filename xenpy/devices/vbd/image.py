@@ -47,19 +47,22 @@ def _open(disk: DiskConfig, *, ephemeral: bool) -> Backing:
         raise ConfigError(
             f"backendtype={disk.backendtype} serves format {', '.join(formats)}, not {disk.format}; leave it out"
         )
+    if not ephemeral:
+        return _open_medium(disk, writable=disk.writable)
+    from xenpy.devices.vbd.overlay import Overlay
+
+    base = _open_medium(disk, writable=False)
+    try:
+        return Overlay(base)
+    except BaseException:
+        base.close()
+        raise
+
+
+def _open_medium(disk: DiskConfig, *, writable: bool) -> Backing:
     target = find_target(disk.target)
     if target is not None and disk.format is DiskFormat.RAW:
-        path = os.fspath(target)
-        if not ephemeral:
-            return RawBacking(path, writable=disk.writable, direct=disk.direct_io_safe)
-        from xenpy.devices.vbd.overlay import Overlay
-
-        base = RawBacking(path, writable=False, direct=disk.direct_io_safe)
-        try:
-            return Overlay(base)
-        except BaseException:
-            base.close()
-            raise
+        return RawBacking(os.fspath(target), writable=writable, direct=disk.direct_io_safe)
     from xenpy.devices.vbd.qemu import DRIVERS, QemuImage
 
     if target is None and not (_PROTOCOL.match(disk.target) and disk.backendtype in (None, DiskBackend.QDISK)):
@@ -67,10 +70,9 @@ def _open(disk: DiskConfig, *, ephemeral: bool) -> Backing:
     return QemuImage(
         disk.target if target is None else os.fspath(target),
         DRIVERS[disk.format],
-        writable=disk.writable,
+        writable=writable,
         direct=disk.direct_io_safe,
         discard=disk.discard is not False,
-        ephemeral=ephemeral,
         connections=CONNECTIONS,
     )
 

@@ -58,6 +58,10 @@ _ERRNOS: Final = frozenset(
 )
 
 
+class ServerGone(OSError):
+    """The connection is of no use any more; what the last request came to is not known."""
+
+
 class NbdConnection:
     """One connection, with one request under way at a time. Raises OSError; HostError where the server is not one we can talk to."""
 
@@ -96,24 +100,34 @@ class NbdConnection:
     def request(
         self, command: int, offset: int, size: int, *, out: Views | None = None, into: Views | None = None
     ) -> None:
-        """Make a request and wait for its reply; `out` is written, `into` is read. Raises OSError."""
+        """Make a request and wait for its reply; `out` is written, `into` is read.
+
+        Raises ServerGone, and OSError for what the server says went wrong.
+        """
+        try:
+            error = self._exchange(command, offset, size, out or [], into or [])
+        except OSError as gone:
+            self._socket.close()
+            raise ServerGone(gone.errno or errno.EPIPE, f"NBD server: {gone.strerror or gone}") from None
+        if error:
+            code = error if error in _ERRNOS else errno.EIO
+            raise OSError(code, f"NBD server: {os.strerror(code)}")
+
+    def _exchange(self, command: int, offset: int, size: int, out: Views, into: Views) -> int:
+        """Make a request and return the error number of the reply."""
         self._handle += 1
-        views = [memoryview(_REQUEST.pack(_REQUEST_MAGIC, 0, command, self._handle, offset, size)), *(out or ())]
+        views = [memoryview(_REQUEST.pack(_REQUEST_MAGIC, 0, command, self._handle, offset, size)), *out]
         while views:
             _, views = split(views, self._socket.sendmsg(views))
         magic, error, handle = _REPLY.unpack(self._receive(_REPLY.size))
         if magic != _REPLY_MAGIC or handle != self._handle:
-            self._socket.close()
-            raise OSError(errno.EPROTO, "the NBD server answers what was not asked")
-        if error:
-            code = error if error in _ERRNOS else errno.EIO
-            raise OSError(code, f"NBD server: {os.strerror(code)}")
-        left = into or []
-        while left:
-            done = self._socket.recvmsg_into(left)[0]
+            raise OSError(errno.EPROTO, "it answers what was not asked")
+        while into and not error:
+            done = self._socket.recvmsg_into(into)[0]
             if not done:
-                raise OSError(errno.EPIPE, "the NBD server has gone")
-            _, left = split(left, done)
+                raise OSError(errno.EPIPE, "it has gone")
+            _, into = split(into, done)
+        return int(error)
 
     def _receive(self, size: int) -> bytes:
         data = bytearray()
@@ -138,7 +152,7 @@ class NbdBacking:
     granularity = 4096
 
     def __init__(self, connections: list[NbdConnection]) -> None:
-        self._all = connections
+        self._count = len(connections)
         self._free: queue.SimpleQueue[NbdConnection] = queue.SimpleQueue()
         for connection in connections:
             self._free.put(connection)
@@ -189,6 +203,9 @@ class NbdBacking:
         """Return None: the server, which does the work, is a process of its own."""
 
     def close(self) -> None:
-        """Close the connections."""
-        for connection in self._all:
+        """Close the connections, when nobody uses them any more; who still tries hears ServerGone."""
+        free = self._free
+        connections = [free.get() for _ in range(self._count)]
+        for connection in connections:
             connection.close()
+            free.put(connection)
