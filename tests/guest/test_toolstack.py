@@ -335,3 +335,61 @@ def test_helpers_of_a_killed_domain_end(tools: Toolstack, tmp_path: Path) -> Non
     os.kill(pid, signal.SIGKILL)
     until(lambda: not any(map(is_running, children)), "end of what served the disk")
     assert tools.listed() == {}
+
+
+def talk_until_traced(tools: Toolstack, out: Path) -> None:
+    """Have a guest do something again and again until a trace shows it."""
+    until(lambda: out.exists() or tools.xl("list").code, "trace")
+    while not out.read_bytes():
+        with tools.viewer("x") as viewer:
+            assert viewer.stdin is not None
+            viewer.stdin.write(b"hello\n")
+            viewer.stdin.flush()
+            assert viewer.stdout is not None
+            viewer.stdout.read(len("ready\n[hello]\n"))
+
+
+def test_a_guest_that_runs_is_traced_and_let_go(tools: Toolstack, tmp_path: Path) -> None:
+    tools.create("x")
+    for turn in range(2):
+        out = tmp_path / f"trace{turn}"
+        with tools.popen("strace", "-p", "x", "--json", "-o", str(out), "-e", "event", program="xenpy") as tracer:
+            talk_until_traced(tools, out)
+            tracer.send_signal(signal.SIGINT)
+            _, err = tracer.communicate(timeout=TIMEOUT_S)
+        assert (tracer.returncode, err) == (0, b"")
+        records = [json.loads(line) for line in out.read_text().splitlines()]
+        assert {record["kind"] for record in records} == {"event"}
+        assert tools.listed()["x"][3] in ("-b----", "r-----")
+
+
+def test_a_trace_ends_with_its_guest_and_killed_tracers_do_no_harm(tools: Toolstack, tmp_path: Path) -> None:
+    tools.create("x")
+    outs = [tmp_path / f"trace{number}" for number in range(3)]
+    tracers = [tools.popen("strace", "-p", "x", "-o", str(out), program="xenpy") for out in outs]
+    for out in outs:
+        talk_until_traced(tools, out)
+    tracers[0].kill()  # the first to come is the first to go
+    tracers[0].communicate()
+    tools.xl("console", "x", stdin=b"bye\n")
+    for tracer, out in zip(tracers[1:], outs[1:], strict=True):
+        _, err = tracer.communicate(timeout=TIMEOUT_S)
+        assert (tracer.returncode, err) == (0, b"xenpy: x: power-off\n")
+        assert "sched_op(shutdown, reason=poweroff)" in out.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["-p", "ghost"], 1),
+        (["-p", "x", "/dev/null"], 2),
+        ([], 2),
+        (["-p", "x", "--type", "pv"], 2),
+        (["-p", "x", "-e", "y"], 2),
+    ],
+)
+def test_what_cannot_be_traced(tools: Toolstack, arguments: list[str], code: int) -> None:
+    with tools.popen("strace", *arguments, program="xenpy") as refused:
+        _, err = refused.communicate(timeout=TIMEOUT_S)
+    assert refused.returncode == code, err
+    assert b"Traceback" not in err

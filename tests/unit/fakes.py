@@ -149,6 +149,7 @@ class FakeDomain:
         self.domid = domid
         self.is_pv = is_pv
         self.in_guest = None
+        self.dispatch: Callable[[Call], int] = dispatch.dispatch
         self.clock = SystemClock()
         self.memory = GuestMemory()
         self.memory.add_ram(0, RAM_SIZE)

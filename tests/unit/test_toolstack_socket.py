@@ -60,7 +60,9 @@ class Rig:
         self.ring = FakeRing(self.console)
         self.console.attach(self.ring)  # type: ignore[arg-type]
         commands = {"echo": lambda text: text, "fail": self._fail, "crash": lambda: 1 // 0, "wait": lambda: LATER}
-        self.server = Server(self.loop, self.entry.listener, commands, self.console)
+        self.server = Server(
+            self.loop, self.entry.listener, commands, self.console, lambda **_: lambda _connection: None
+        )
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
 

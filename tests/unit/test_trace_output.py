@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -10,6 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from xenpy.errors import ConfigError
+from xenpy.testing.trace import wire
 from xenpy.testing.trace.density import Density
 from xenpy.testing.trace.json_lines import JsonSink
 from xenpy.testing.trace.milestones import Milestones
@@ -201,3 +203,34 @@ def test_milestones_are_few() -> None:
         milestones.take(console(f"reboot: {number}", number))
     assert len(milestones.marks) == 40
     assert milestones.marks[0] == (0, "0") or milestones.marks[0][0] == 0
+
+
+@pytest.mark.skipif(not shutil.which("rsvg-convert"), reason="rsvg-convert is not installed")
+def test_a_timeline_as_png(tmp_path: Path) -> None:
+    sink = TimelineSink(tmp_path / "out.png", HOSTILE)
+    sink.take(call("iret"))
+    sink.close()
+    data = (tmp_path / "out.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(data[16:20], "big") == 1280
+
+
+def test_a_png_needs_its_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="librsvg2-bin"):
+        TimelineSink(tmp_path / "out.png")
+
+
+# -- over a connection ------------------------------------------------------------------------------------------------------
+
+
+def test_records_go_over_a_connection_unchanged() -> None:
+    one = call("event_channel_op.send", 5, 7, error="EINVAL", depth=1)
+    one.args = {"a": Symbol("X"), "b": [1, Symbol("..."), {"c": "text", "d": Symbol("Y")}], "e": HOSTILE}
+    one.out, one.result, one.reason, one.in_guest = {"port": 3}, ["a", Symbol("b")], "why", True
+    for record in (one, console(HOSTILE)):
+        line_ = wire.encode(record)
+        assert line_.count(b"\n") == 1
+        again = wire.decode(json.loads(line_))
+        assert again == record
+        assert line(again) == line(record)

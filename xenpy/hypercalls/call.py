@@ -62,7 +62,7 @@ class Call:
     `wide` tells the 64-bit ABI from the 32-bit one. Every access raises XenError(EFAULT) outside the guest's memory.
     """
 
-    __slots__ = ("args", "checkpoint", "domain", "nr", "vcpu", "wide")
+    __slots__ = ("args", "checkpoint", "domain", "nr", "vcpu", "wide", "within")
 
     def __init__(
         self,
@@ -73,12 +73,15 @@ class Call:
         *,
         wide: bool = True,
         checkpoint: Callable[[], None] | None = None,
+        within: bool = False,
     ) -> None:
         self.domain = domain
         self.vcpu = vcpu
         self.nr = nr
         self.args = args
         self.wide = wide
+        self.within = within
+        """Whether it is one of a multicall's."""
         self.checkpoint: Callable[[], None] = checkpoint if checkpoint is not None else lambda: None
         """To be called in loops whose length the guest chooses: lets other domains in, and ends the call of a dying domain."""
 

@@ -5,32 +5,27 @@ Ref: xen/include/public/xen.h, struct multicall_entry
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from xenpy.errors import Errno
 from xenpy.hypercalls.call import Call
-from xenpy.hypercalls.dispatch import dispatch, hypercall
+from xenpy.hypercalls.dispatch import hypercall
 
 _NUMBER: Final = 13
 _ENTRY_WORDS: Final = 8
 _ARGS: Final = 6
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 @hypercall(_NUMBER, "multicall")
-def multicall(call: Call, run: Callable[[Call], int] = dispatch) -> None:
-    """Carry out the entries in order, each one's result going into the entry; that of a multicall is -EINVAL.
-
-    `run` carries out one; the tracer passes its own.
-    """
+def multicall(call: Call) -> None:
+    """Carry out the entries in order, each one's result going into the entry; that of a multicall is -EINVAL."""
     gva, count = call.args[0], call.args[1] & 0xFFFFFFFF
     size = call.word_size
     for index in range(count):
         if index % 32 == 31:
             call.checkpoint()
         words = call.words(gva, _ENTRY_WORDS)
-        inner = Call(call.domain, call.vcpu, words[0], words[2 : 2 + _ARGS], wide=call.wide, checkpoint=call.checkpoint)
-        call.store_words(gva + size, [run(inner) if inner.nr != _NUMBER else -Errno.EINVAL])
+        args = words[2 : 2 + _ARGS]
+        inner = Call(call.domain, call.vcpu, words[0], args, wide=call.wide, checkpoint=call.checkpoint, within=True)
+        call.store_words(gva + size, [call.domain.dispatch(inner) if inner.nr != _NUMBER else -Errno.EINVAL])
         gva += _ENTRY_WORDS * size

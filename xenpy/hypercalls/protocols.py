@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from xenpy.hypercalls.call import Call
     from xenpy.memory import FramePool, GuestMemory
     from xenpy.pv.evtchn import EventChannels
     from xenpy.pv.gnttab import GrantTable
@@ -128,6 +129,10 @@ class Domain(Protocol):
     @property
     def e820(self) -> Sequence[tuple[int, int, int]]:
         """Return the memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
+
+    @property
+    def dispatch(self) -> Callable[[Call], int]:
+        """Return what carries out a hypercall, with whoever listens in between."""
 
     def shared_info_placed(self, gfn: int) -> None:
         """Take note that the guest has placed shared_info at a gfn."""

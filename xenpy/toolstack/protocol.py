@@ -1,7 +1,8 @@
 """What a command and a domain's process say to each other: JSON, one object a line, the answer after the request.
 
 A request is {"command": NAME, argument: value, ...}; the answer {"result": value} or {"error": text, "code": exit code}. After
-the answer to `console` the connection carries the console's bytes, both ways, and nothing else.
+the answer to `console` the connection carries the console's bytes, both ways, and nothing else; after that to `trace` the lines of
+xenpy.testing.trace.wire, until the command shuts its side down.
 """
 
 from __future__ import annotations

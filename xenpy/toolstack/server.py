@@ -70,6 +70,9 @@ class _Connection:
             if name == "console":
                 self._become_viewer()
                 return
+            if name == "trace":
+                self._become_tracer(request)
+                return
             result = self._server.carry_out(name, request)
         except (XenpyError, XenError) as error:
             self.send({"error": str(error), "code": int(getattr(error, "exit_code", ExitCode.FAILURE))})
@@ -84,11 +87,20 @@ class _Connection:
 
     def _become_viewer(self) -> None:
         viewers = self._server.viewers
+        self._give_away(viewers.lost)
+        viewers.add_viewer(self.socket)
+
+    def _become_tracer(self, request: dict[str, Any]) -> None:
+        start = self._server.begin_trace(**request)
+        self._give_away(None)
+        start(self.socket)
+
+    def _give_away(self, result: Any) -> None:
+        """Answer, and leave the socket to somebody else."""
         self.socket.setblocking(True)
-        self.socket.sendall(encode({"result": viewers.lost}))  # a line always fits
+        self.socket.sendall(encode({"result": result}))  # a line always fits
         self.socket.setblocking(False)
         self._server.give_up(self)
-        viewers.add_viewer(self.socket)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send an answer; the rest goes when there is room."""
@@ -116,13 +128,22 @@ class _Connection:
 
 
 class Server:
-    """Serves `listener`, which is others' to close: carries out `commands`, functions with keyword arguments, in the loop's thread."""
+    """Serves `listener`, which is others' to close: carries out `commands`, functions with keyword arguments, in the loop's thread.
+
+    `begin_trace` takes the arguments of `trace` and returns what takes its connection over.
+    """
 
     def __init__(
-        self, loop: Loop, listener: socket.socket, commands: Mapping[str, Callable[..., Any]], viewers: Viewers
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        commands: Mapping[str, Callable[..., Any]],
+        viewers: Viewers,
+        begin_trace: Callable[..., Callable[[socket.socket], None]],
     ) -> None:
         self.loop = loop
         self.viewers = viewers
+        self.begin_trace = begin_trace
         self.connections: list[_Connection] = []
         self._commands = commands
         self._listener = listener

@@ -13,6 +13,7 @@ from xenpy.toolstack.commands import Commands
 from xenpy.toolstack.console import SharedConsole
 from xenpy.toolstack.dmesg import Messages
 from xenpy.toolstack.server import Server
+from xenpy.toolstack.tracing import Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,9 @@ class Supervisor(Runner):
         self._console = SharedConsole(self._host.loop, self._on_escape, self._host.lock, stdin=stdin, stdout=stdout)
         self._terminal = self._console
         self._messages = Messages(self._host.loop, entry)
-        self._server = Server(self._host.loop, entry.listener, Commands(self).table, self._console)
+        self._tracing = Tracing(self._host.loop, lambda: self.guest)
+        self._observer = self._tracing
+        self._server = Server(self._host.loop, entry.listener, Commands(self).table, self._console, self._tracing.begin)
 
     @property
     def guest(self) -> Guest:
@@ -78,6 +81,8 @@ class Supervisor(Runner):
         finally:
             self.entry.close()  # the name is free before anybody hears of the end
             self._server.close()
+            ending = self._guest.domain.ending if self._guest is not None else None
+            self._tracing.finish(str(ending or End.DESTROYED.value))
             self._console.finish()
 
     # -- what other processes ask for ---------------------------------------------------------------------------------

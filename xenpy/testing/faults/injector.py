@@ -11,12 +11,12 @@ from xenpy.abi.grant_table import GNTST
 from xenpy.domain.inguest import IN_GUEST
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import carry_out
-from xenpy.hypercalls.multicall import multicall
 from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore import Connection
 from xenpy.testing.faults.rules import Action
+from xenpy.testing.interpose import interpose
 from xenpy.testing.trace import messages
-from xenpy.testing.trace.calls import MULTICALL, name_of
+from xenpy.testing.trace.calls import MULTICALL, name_of, reasoned
 from xenpy.testing.trace.ports import PortNames, port_fields
 from xenpy.testing.trace.record import Kind, Record
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from xenpy.pv.xenstore.wire import Message
     from xenpy.testing.faults.rules import Rule
     from xenpy.testing.trace.record import Value
+
+    Serve = Callable[[Connection, Message], bytes]
+    Hand = Callable[[Watch, str], None]
+    MakeUse = Callable[..., Use]
 
 _SLICE_S: Final = 0.05
 _REASON: Final = "an injected fault"
@@ -69,14 +73,13 @@ class Injector:
         self._delayed = 0
         self._undo: list[Callable[[], None]] = []
         self._forbidding: InGuest | None = None
+        self._before: Callable[[Call], int] = carry_out
 
     def attach(self) -> None:
         """Begin; the domain may run already."""
         with self._host.lock:
             if Kind.HYPERCALL in self._kinds:
-                before = self._domain.dispatch
-                self._domain.dispatch = self
-                self._undo.append(lambda: self._put_back(before))
+                self._undo.append(interpose(self._domain, "dispatch", self._take_place))
             if Kind.EVENT in self._kinds:
                 tables = self._domain.evtchn, self._host.ports
                 self._undo += [table.interpose(self._delivering) for table in tables]
@@ -124,8 +127,9 @@ class Injector:
 
     # -- hypercalls ---------------------------------------------------------------------------------------------------
 
-    def _put_back(self, dispatch: Callable[[Call], int]) -> None:
-        self._domain.dispatch = dispatch
+    def _take_place(self, before: Callable[[Call], int]) -> Callable[[Call], int]:
+        self._before = reasoned(before)
+        return self
 
     def __call__(self, call: Call) -> int:
         """Take the place of `Domain.dispatch`."""
@@ -136,12 +140,10 @@ class Injector:
 
     def carry_out(self, call: Call) -> int:
         """Carry out a hypercall, or not. Raises XenError."""
-        if call.nr == MULTICALL:
-            multicall(call, self)
-            return 0
-        rule = self._struck(Kind.HYPERCALL, name_of(call)[0], {})
+        before = self._before
+        rule = self._struck(Kind.HYPERCALL, name_of(call)[0], {}) if call.nr != MULTICALL else None
         if rule is None:
-            return carry_out(call)
+            return before(call)
         if rule.action is Action.ERROR:
             raise XenError(Errno(rule.error), _REASON)
         if rule.action is Action.DROP:
@@ -150,8 +152,8 @@ class Injector:
             self._sleep(call, rule.delay_s)
         else:
             with suppress(XenError):
-                carry_out(call)
-        return carry_out(call)
+                before(call)
+        return before(call)
 
     def _sleep(self, call: Call, seconds: float) -> None:
         """Let a vCPU wait without the lock, and no longer than its domain lives."""
@@ -211,54 +213,49 @@ class Injector:
 
     def _come_between_xenstore(self) -> None:
         store = self._host.store
-        serve, hand = store.serve, store.watches.hand
         domid = self._domain.domid
 
-        def serving(connection: Connection, message: Message) -> bytes:
-            if connection.caller.domid != domid:
+        def serving(serve: Serve) -> Serve:
+            def served(connection: Connection, message: Message) -> bytes:
+                if connection.caller.domid != domid:
+                    return serve(connection, message)
+                rule = self._struck(Kind.XENSTORE, messages.type_name(message.type), messages.request(message))
+                if rule is not None and rule.action is Action.ERROR:
+                    raise XenError(Errno(rule.error), _REASON)
+                if rule is not None and rule.action is Action.DROP:
+                    return _OK
+                if rule is not None:
+                    with suppress(XenError):
+                        serve(connection, message)
                 return serve(connection, message)
-            rule = self._struck(Kind.XENSTORE, messages.type_name(message.type), messages.request(message))
-            if rule is not None and rule.action is Action.ERROR:
-                raise XenError(Errno(rule.error), _REASON)
-            if rule is not None and rule.action is Action.DROP:
-                return _OK
-            if rule is not None:
-                with suppress(XenError):
-                    serve(connection, message)
-            return serve(connection, message)
 
-        def handing(watch: Watch, path: str) -> None:
-            rule = None
-            if isinstance(watch.sink, Connection) and watch.sink.caller.domid == domid:
-                rule = self._struck(Kind.XENSTORE, "WATCH_EVENT", {"path": path})
-            if rule is None or rule.action is Action.DUPLICATE:
-                hand(watch, path)
-            if rule is not None and rule.action is Action.DUPLICATE:
-                hand(watch, path)
+            return served
 
-        store.serve, store.watches.hand = serving, handing
+        def handing(hand: Hand) -> Hand:
+            def handed(watch: Watch, path: str) -> None:
+                rule = None
+                if isinstance(watch.sink, Connection) and watch.sink.caller.domid == domid:
+                    rule = self._struck(Kind.XENSTORE, "WATCH_EVENT", {"path": path})
+                if rule is None or rule.action is Action.DUPLICATE:
+                    hand(watch, path)
+                if rule is not None and rule.action is Action.DUPLICATE:
+                    hand(watch, path)
 
-        def undo() -> None:
-            store.serve, store.watches.hand = serve, hand
+            return handed
 
-        self._undo.append(undo)
+        self._undo += [interpose(store, "serve", serving), interpose(store.watches, "hand", handing)]
 
     def _come_between_grants(self) -> None:
-        gnttab = self._domain.gnttab
-        make_use = gnttab.make_use
+        def between(make_use: MakeUse) -> MakeUse:
+            def using(gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
+                rule = self._struck(Kind.GRANT, "map" if mapping else "copy", {"ref": gref, "by": domid})
+                if rule is not None:
+                    raise GrantError(GNTST(rule.error), _REASON)
+                return make_use(gref, domid, readonly=readonly, mapping=mapping)
 
-        def using(gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
-            rule = self._struck(Kind.GRANT, "map" if mapping else "copy", {"ref": gref, "by": domid})
-            if rule is not None:
-                raise GrantError(GNTST(rule.error), _REASON)
-            return make_use(gref, domid, readonly=readonly, mapping=mapping)
+            return using
 
-        gnttab.make_use = using
-
-        def undo() -> None:
-            gnttab.make_use = make_use
-
-        self._undo.append(undo)
+        self._undo.append(interpose(self._domain.gnttab, "make_use", between))
 
 
 def _deliver_if_bound(deliver: Deliver, entry: Port, state: int) -> None:

@@ -5,12 +5,13 @@ What a pointer names is read once more for the trace: a guest that changes it me
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from xenpy.abi import version
 from xenpy.abi.mmu import MMU
 from xenpy.errors import XenError
-from xenpy.hypercalls.dispatch import HYPERCALLS, NAMES, ArrayHypercall, Hypercall, describe
+from xenpy.hypercalls.dispatch import HYPERCALLS, NAMES, ArrayHypercall, Hypercall, carry_out, describe
+from xenpy.hypercalls.dispatch import dispatch as base_dispatch
 from xenpy.testing.trace.record import Symbol
 from xenpy.testing.trace.structs import decode
 from xenpy.testing.trace.symbols import flush_name, named
@@ -186,6 +187,22 @@ def name_of(call: Call) -> tuple[str, Op | None]:
     if call.nr in OTHER_NAMES and call.nr not in NAMES:
         return OTHER_NAMES[call.nr], None
     return describe(call)
+
+
+@runtime_checkable
+class CarriesOut(Protocol):
+    """What stands where `Domain.dispatch` did, and can tell why it refuses."""
+
+    def carry_out(self, call: Call) -> int:
+        """Carry out a hypercall. Raises XenError."""
+
+
+def reasoned(dispatch: Callable[[Call], int]) -> Callable[[Call], int]:
+    """Return what does as `dispatch` does, but raises XenError with the reason for a refusal, which the guest never sees."""
+    if dispatch is base_dispatch:
+        return carry_out
+    stands: object = dispatch
+    return stands.carry_out if isinstance(stands, CarriesOut) else dispatch
 
 
 def _follow(call: Call, fields: dict[str, Value], lists: tuple[tuple[str, str, int], ...]) -> None:

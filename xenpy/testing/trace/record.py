@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from xenpy import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Value: TypeAlias = "int | str | list[Value] | dict[str, Value]"
 """An argument: a number, a text, a `Symbol`, or what is made of them."""
@@ -81,3 +87,13 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write what is left. Raises OSError."""
+
+
+def close(sinks: Iterable[Sink]) -> None:
+    """Have sinks write what is left, and say which cannot."""
+    for sink in sinks:
+        try:
+            sink.close()
+        except OSError as error:
+            with suppress(OSError):  # stderr may be what cannot be written
+                log.note(f"the trace is not complete: {error.strerror or error}")

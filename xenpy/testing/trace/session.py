@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from xenpy import log
+from xenpy.testing.trace.record import close
 from xenpy.testing.trace.tracer import Tracer
 
 if TYPE_CHECKING:
@@ -88,9 +87,4 @@ class Session:
     def close(self) -> None:
         """Have the sinks write what is left."""
         self._detach()
-        for sink in self._sinks:
-            try:
-                sink.close()
-            except OSError as error:
-                with suppress(OSError):  # stderr may be what cannot be written
-                    log.note(f"the trace is not complete: {error.strerror or error}")
+        close(self._sinks)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from xenpy.errors import ConfigError
 from xenpy.testing.trace.density import Density
 from xenpy.testing.trace.milestones import Milestones
 from xenpy.testing.trace.output import open_file
@@ -31,14 +35,22 @@ _PLAIN: Final = "#8899aa"
 _MAX_LANES: Final = 64
 _MAX_GROUPS: Final = 256
 _TICKS: Final = 10
+_TO_PNG: Final = "rsvg-convert"
+"""Reads SVG and writes PNG. Ref: librsvg, rsvg-convert(1)"""
 
 
 class TimelineSink:
-    """Draws an SVG picture at the end. Raises ConfigError if its file cannot be written."""
+    """Draws a picture at the end, in the format that the file's name ends with: .png, else SVG.
+
+    Raises ConfigError if the file cannot be written, or for a PNG without `rsvg-convert`.
+    """
 
     arguments = True
 
     def __init__(self, path: str | os.PathLike[str], title: str = "") -> None:
+        self._as_png = Path(path).suffix.lower() == ".png"
+        if self._as_png and not shutil.which(_TO_PNG):
+            raise ConfigError(f"{path}: a PNG needs {_TO_PNG} (Debian: apt install librsvg2-bin); SVG needs nothing")
         self._file = open_file(path)
         self._title = title
         self._density = Density()
@@ -66,9 +78,17 @@ class TimelineSink:
         return name in known
 
     def close(self) -> None:
-        """Draw."""
+        """Draw. Raises OSError."""
+        picture = draw(self._density, self._milestones.marks, self._title)
         with self._file:
-            self._file.write(draw(self._density, self._milestones.marks, self._title))
+            if not self._as_png:
+                self._file.write(picture)
+                return
+            done = subprocess.run(
+                [_TO_PNG], input=picture.encode(), stdout=self._file.fileno(), stderr=subprocess.PIPE, check=False
+            )
+        if done.returncode:
+            raise OSError(f"{_TO_PNG}: {done.stderr.decode(errors='replace').strip()}")
 
 
 def draw(density: Density, marks: list[tuple[int, str]], title: str) -> str:

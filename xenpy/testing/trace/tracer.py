@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Final, Self
 
 from xenpy import log
 from xenpy.abi.event_channel import EVTCHNSTAT
 from xenpy.errors import Errno, XenError
-from xenpy.hypercalls.dispatch import carry_out, dispatch
-from xenpy.hypercalls.multicall import multicall
+from xenpy.hypercalls.dispatch import carry_out
 from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore import Connection
+from xenpy.testing.interpose import interpose
 from xenpy.testing.trace import messages
-from xenpy.testing.trace.calls import MULTICALL, Described, name_of
+from xenpy.testing.trace.calls import MULTICALL, Described, name_of, reasoned
 from xenpy.testing.trace.filters import Filter
 from xenpy.testing.trace.grants import TracedUse
 from xenpy.testing.trace.inguest import MULTICALL_ENTRY, InGuestRecords
@@ -37,22 +37,18 @@ if TYPE_CHECKING:
     from xenpy.pv.xenstore.wire import Message
     from xenpy.testing.trace.record import Sink, Value
 
+    Serve = Callable[[Connection, Message], bytes]
+    Hand = Callable[[Watch, str], None]
+    MakeUse = Callable[..., Use]
+
 _MAX_LINE: Final = 1024
 """Bytes after which a console line is cut in two."""
 _MAX_ERRNO: Final = 4095
 """Results from -4095 to -1 are refusals. Ref: Linux, MAX_ERRNO"""
 
 
-@runtime_checkable
-class CarriesOut(Protocol):
-    """What stands where `Domain.dispatch` did, and can tell why it refuses."""
-
-    def carry_out(self, call: Call) -> int:
-        """Carry out a hypercall. Raises XenError."""
-
-
 class Tracer:
-    """Listens to one domain from `attach` to `detach`; `with` does both. Of several the last attached is detached first.
+    """Listens to one domain from `attach` to `detach`; `with` does both. There may be several, in any order.
 
     Records that `only` lets through go to every sink. `epoch_ns`, of time.perf_counter_ns, is when time began; by default now. `in_guest`
     tells whether to hear of hypercalls that a PV guest makes without leaving it.
@@ -78,7 +74,7 @@ class Tracer:
         self._undo: list[Callable[[], None]] = []
         self._names = PortNames(host.store, domain.domid)
         self._line = b""
-        self._carry_out: Callable[[Call], int] = carry_out
+        self._before: Callable[[Call], int] = carry_out
         self._in_guest: InGuestRecords | None = None
         if in_guest and domain.in_guest is not None and self._filter.wants_kind(Kind.HYPERCALL):
             self._in_guest = InGuestRecords(domain, self._emit, self._wants, self._now, arguments=self._arguments)
@@ -119,103 +115,94 @@ class Tracer:
     # -- hypercalls ---------------------------------------------------------------------------------------------------
 
     def _listen_to_hypercalls(self) -> None:
-        domain, before = self._domain, self._domain.dispatch
-        # Our own dispatch keeps what the guest never sees: why it was refused.
-        if before is not dispatch:
-            self._carry_out = before.carry_out if isinstance(before, CarriesOut) else before
-        domain.dispatch = self._dispatch
+        self._undo.append(interpose(self._domain, "dispatch", self._take_place))
 
-        def undo() -> None:
-            domain.dispatch = before
-
-        self._undo.append(undo)
+    def _take_place(self, before: Callable[[Call], int]) -> Callable[[Call], int]:
+        self._before = reasoned(before)
+        return self
 
     def _wants(self, name: str) -> bool:
         return self._filter.wants(Kind.HYPERCALL, name)
 
-    def _dispatch(self, call: Call) -> int:
-        if self._in_guest is not None and self._domain.in_guest is not None:
+    def __call__(self, call: Call) -> int:
+        """Take the place of `Domain.dispatch`."""
+        try:
+            return self.carry_out(call)
+        except XenError as error:
+            return -error.errno
+
+    def carry_out(self, call: Call) -> int:
+        """Carry out a hypercall and tell of it. Raises XenError."""
+        in_guest, within = self._in_guest, 0
+        if in_guest is not None and not call.within and self._domain.in_guest is not None:
             self._domain.in_guest.collect(self._domain.vcpus[call.vcpu.vcpu_id])
-        return self._traced(call, 0)
-
-    def _inner(self, call: Call) -> int:
-        return self._traced(call, 1)
-
-    def _traced(self, call: Call, depth: int) -> int:
+            if call.nr == MULTICALL:
+                within = in_guest.within(call.vcpu.vcpu_id)
         name, op = name_of(call)
-        is_multicall = call.nr == MULTICALL and not depth
-        within = self._in_guest.within(call.vcpu.vcpu_id) if is_multicall and self._in_guest is not None else 0
-        if not self._filter.wants(Kind.HYPERCALL, name):
-            return self._run(call, is_multicall=is_multicall)[0]
+        if not self._wants(name):
+            return self._before(call)
         described = Described(call, name, op) if self._arguments else None
-        record = Record(0, self._domain.domid, call.vcpu.vcpu_id, Kind.HYPERCALL, name, depth=depth)
+        record = Record(0, self._domain.domid, call.vcpu.vcpu_id, Kind.HYPERCALL, name, depth=int(call.within))
         started = self._clock()
         try:
-            result, record.reason = self._run(call, is_multicall=is_multicall)
-        except BaseException:
-            record.error, result = "interrupted", 0
+            result = self._before(call)
+        except XenError as error:
+            record.result, record.reason = -error.errno, error.reason
             raise
+        except BaseException:
+            record.error = "interrupted"
+            raise
+        else:
+            record.result = result
+            return result
         finally:
             record.latency_ns = self._clock() - started
             record.time_ns = started - self._epoch_ns
-            if not record.error:
-                record.result = result
-                record.error = _error_name(result)
+            interrupted = bool(record.error)
+            if not interrupted and isinstance(record.result, int):
+                record.error = _error_name(record.result)
             if described is not None:
-                record.args = described.args
-                if within:
-                    record.args = _whole(record.args, within)
-                if not record.error:
+                record.args = _whole(described.args, within) if within else described.args
+                if not interrupted and not record.error:
                     record.out, record.error = described.outcome()
             self._emit(record)
-        return result
-
-    def _run(self, call: Call, *, is_multicall: bool) -> tuple[int, str]:
-        """Carry out a hypercall; return its result, and why it was refused."""
-        try:
-            if is_multicall:
-                multicall(call, self._inner)
-                return 0, ""
-            return self._carry_out(call), ""
-        except XenError as error:
-            return -error.errno, error.reason
 
     # -- xenstore -----------------------------------------------------------------------------------------------------
 
     def _listen_to_xenstore(self) -> None:
         store = self._host.store
-        serve, hand = store.serve, store.watches.hand
         domid = self._domain.domid
 
-        def traced_serve(connection: Connection, message: Message) -> bytes:
-            if connection.caller.domid != domid:
-                return serve(connection, message)
-            record = self._record(Kind.XENSTORE, messages.type_name(message.type), messages.request(message))
-            started = self._clock()
-            try:
-                payload = serve(connection, message)
-            except XenError as error:
-                record.result, record.error, record.reason = -error.errno, error.errno.name, error.reason
-                raise
-            else:
-                record.result = messages.answer(message.type, payload)
-                return payload
-            finally:
-                record.latency_ns = self._clock() - started
-                self._emit(record)
+        def serving(serve: Serve) -> Serve:
+            def traced(connection: Connection, message: Message) -> bytes:
+                if connection.caller.domid != domid:
+                    return serve(connection, message)
+                record = self._record(Kind.XENSTORE, messages.type_name(message.type), messages.request(message))
+                started = self._clock()
+                try:
+                    payload = serve(connection, message)
+                except XenError as error:
+                    record.result, record.error, record.reason = -error.errno, error.errno.name, error.reason
+                    raise
+                else:
+                    record.result = messages.answer(message.type, payload)
+                    return payload
+                finally:
+                    record.latency_ns = self._clock() - started
+                    self._emit(record)
 
-        def traced_hand(watch: Watch, path: str) -> None:
-            hand(watch, path)
-            if isinstance(watch.sink, Connection) and watch.sink.caller.domid == domid:
-                fields: dict[str, Value] = {"path": path, "token": messages.text(watch.token)}
-                self._emit(self._record(Kind.XENSTORE, "WATCH_EVENT", fields))
+            return traced
 
-        store.serve, store.watches.hand = traced_serve, traced_hand
+        def handing(hand: Hand) -> Hand:
+            def traced(watch: Watch, path: str) -> None:
+                hand(watch, path)
+                if isinstance(watch.sink, Connection) and watch.sink.caller.domid == domid:
+                    fields: dict[str, Value] = {"path": path, "token": messages.text(watch.token)}
+                    self._emit(self._record(Kind.XENSTORE, "WATCH_EVENT", fields))
 
-        def undo() -> None:
-            store.serve, store.watches.hand = serve, hand
+            return traced
 
-        self._undo.append(undo)
+        self._undo += [interpose(store, "serve", serving), interpose(store.watches, "hand", handing)]
 
     # -- events and grants --------------------------------------------------------------------------------------------
 
@@ -240,9 +227,9 @@ class Tracer:
         return traced
 
     def _listen_to_grants(self) -> None:
-        gnttab = self._domain.gnttab
-        make_use = gnttab.make_use
+        self._undo.append(interpose(self._domain.gnttab, "make_use", self._using))
 
+    def _using(self, make_use: MakeUse) -> MakeUse:
         def traced(gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
             fields: dict[str, Value] = {"ref": gref, "by": domid}
             if readonly:
@@ -261,12 +248,7 @@ class Tracer:
                 TracedUse(use, lambda: self._emit(self._record(Kind.GRANT, "unmap", dict(fields)))) if mapping else use
             )
 
-        gnttab.make_use = traced
-
-        def undo() -> None:
-            gnttab.make_use = make_use
-
-        self._undo.append(undo)
+        return traced
 
     # -- what others tell ---------------------------------------------------------------------------------------------
 
