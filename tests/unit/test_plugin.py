@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -108,13 +109,29 @@ def test_a_failure_shows_the_console_and_so_does_junit(suite: pytest.Pytester) -
     suite.makepyfile(FAILING)
     result = suite.runpytest_subprocess("--junitxml=report.xml", "--show-capture=no")
     result.assert_outcomes(failed=1)
-    wanted = ["*console of guest (running)*", "ready", "*emergency console*", "listening"]
+    wanted = [
+        "*console of guest (running)*", "ready", "*emergency console*", "listening", "*what guest last asked of Xen*",
+        "*sched_op(*",
+    ]  # fmt: skip
     result.stdout.fnmatch_lines(wanted)
     failure = ET.parse(suite.path / "report.xml").find(".//failure")
     assert failure is not None
     assert failure.text is not None
     assert "console of guest (running)" in failure.text
     assert "\nready\n" in failure.text
+    assert "console_io(write" in failure.text
+
+
+@needs_kvm
+@pytest.mark.parametrize(("option", "lines"), [("off", 0), ("3", 3), ("1", 1)])
+def test_as_much_of_the_trace_is_shown_as_is_asked_for(suite: pytest.Pytester, option: str, lines: int) -> None:
+    suite.makepyfile(FAILING)
+    result = suite.runpytest_subprocess(f"--xen-trace={option}", "--xen-keep=kept")
+    result.assert_outcomes(failed=1)
+    shown = [line for line in result.outlines if re.match(r" *\d+\.\d{6} d1", line)]
+    assert len(shown) == lines
+    files = list(suite.path.glob("kept/*/1-guest.trace.log"))
+    assert [len(file.read_text().splitlines()) for file in files] == [lines] * bool(lines)
 
 
 @needs_kvm
@@ -202,6 +219,7 @@ def test_wrong_markers_are_errors_in_one_line(suite: pytest.Pytester, marker: st
 
 
 def test_options_that_name_no_file_are_refused(pytester: pytest.Pytester) -> None:
+    assert pytester.runpytest_subprocess("--xen-trace=many").ret == pytest.ExitCode.USAGE_ERROR
     for option in ("--xen-cfg", "--xen-kernel"):
         result = pytester.runpytest_subprocess(option, "nowhere")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -242,7 +260,8 @@ def test_a_suite_without_guests_pays_nothing(pytester: pytest.Pytester) -> None:
 def test_it_is_found_and_can_be_turned_off(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(xen_host): pass")
     fixtures = pytester.runpytest_subprocess("--fixtures", "-p", "no:cacheprovider")
-    fixtures.stdout.fnmatch_lines(["xen_guest*", "xen_host*"])
+    for name in ("xen_guest", "xen_host"):
+        fixtures.stdout.fnmatch_lines([f"{name}*"])
     pytester.runpytest_subprocess("--markers").stdout.fnmatch_lines(
         ["@pytest.mark.xen_guest(cfg=None, [*][*]settings): *"]
     )

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from xenpy.domain.domain import Domain
     from xenpy.domain.vcpu import Vcpu
     from xenpy.shim.memory import Window
-    from xenpy.shim.recording import Recorded
 
-    Listener = Callable[["Vcpu", Sequence[Recorded]], None]
+    Listener = Callable[["Vcpu", bytes], None]
 
 IN_GUEST: Final = (
     "mmu_update", "mmuext_op", "multicall", "stack_switch", "set_segment_base", "xen_version.version", "vcpu_op.is_up", "iret",
@@ -41,7 +40,7 @@ class InGuest:
         self._finished = False
 
     def listen(self, listener: Listener) -> None:
-        """Have a listener called, under the host's lock, with what each vCPU's in-guest code has done."""
+        """Have a listener called, under the host's lock, with what each vCPU's in-guest code has recorded: `recording.parse` reads it."""
         with self._domain.host.lock:
             self._listeners.append(listener)
         self._apply()
@@ -69,10 +68,10 @@ class InGuest:
         """Tell the listeners what a vCPU's in-guest code has done. In the vCPU's thread, under the host's lock."""
         if not self._listeners:
             return
-        records = list(recording.take(self._windows[vcpu.vcpu_id]))
-        if records:
+        data = recording.take(self._windows[vcpu.vcpu_id])
+        if data:
             for listener in list(self._listeners):
-                listener(vcpu, records)
+                listener(vcpu, data)
 
     def finish(self) -> None:
         """Tell the listeners what is left of vCPUs that have ended, whose domain is about to go."""

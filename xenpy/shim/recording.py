@@ -199,14 +199,18 @@ def ignore(window: Window) -> None:
     window.state[State.RECORD] = 0
 
 
-def take(window: Window) -> Iterator[Recorded]:
-    """Yield what has been recorded since the last time."""
+def take(window: Window) -> bytes:
+    """Return what has been recorded since the last time, for `parse`."""
     first = window.page_va(Page.RECORDS)
     # The guest's kernel can write here.
     size = min(max(window.state[State.RECORD] - first, 0), window.records.nbytes)
     if not size:
-        return
-    data = bytes(window.records[: size - size % RECORD_SIZE])
+        return b""
     window.state[State.RECORD] = first
+    return bytes(window.records[: size - size % RECORD_SIZE])
+
+
+def parse(data: bytes) -> Iterator[Recorded]:
+    """Yield the records that `take` returned."""
     for head, tsc, one, two, *words in _LAYOUT.iter_unpack(data):
         yield Recorded(head, tsc, one, two, (words[0], words[1], words[2], words[3]))

@@ -18,13 +18,62 @@ if TYPE_CHECKING:
 
     from xenpy.api.guest import Guest
     from xenpy.api.host import Host
+    from xenpy.testing.trace.last import LastRecords
 
 _MARKER: Final = (
     "xen_guest(cfg=None, **settings): the guest that the fixture of this name boots: an xl.cfg file, settings that stand for"
     " the file's own (memory=128, kernel='vmlinuz'), and timeout=, paused= and snapshot= of xenpy.Guest; files are relative to the test's"
 )
-_guests: Final = pytest.StashKey["list[Guest]"]()
-"""Of a run's configuration: the guests made since the running test began, and earlier ones that still live."""
+_guests: Final = pytest.StashKey["Watched"]()
+_DEFAULT_TRACE: Final = 50
+
+
+class Watched:
+    """Of a run: the guests made since the running test began, and earlier ones that still live, with what they last asked of Xen."""
+
+    def __init__(self, trace: int) -> None:
+        self._trace = trace
+        """How many records to keep of each, 0 for none."""
+        self._traces: dict[Guest, LastRecords] = {}
+        self.guests: list[Guest] = []
+
+    def add(self, guest: Guest) -> None:
+        """Watch a guest, which does not run yet."""
+        self.guests.append(guest)
+        if self._trace:
+            from xenpy.testing.trace.last import keep_last
+
+            self._traces[guest] = keep_last(guest, self._trace)
+
+    def trace(self, guest: Guest) -> str:
+        """Return what a guest last asked of Xen."""
+        return self._traces[guest].text if guest in self._traces else ""
+
+    def report(self) -> list[tuple[str, str]]:
+        """Return what to show when a test failed: titles and texts."""
+        sections = []
+        for guest in self.guests:
+            sections += guest.report()
+            if text := self.trace(guest):
+                sections.append((f"what {guest.name} last asked of Xen", text))
+        return sections
+
+    def forget(self, *, closed: bool) -> None:
+        """Forget the guests that are closed, or all."""
+        for guest in [guest for guest in self.guests if guest.closed or not closed]:
+            self.guests.remove(guest)
+            self._traces.pop(guest, None)
+
+
+def _trace_length(text: str) -> int:
+    if text == "off":
+        return 0
+    if text.isascii() and text.isdigit() and 0 < int(text) <= _MAX_TRACE:
+        return int(text)
+    raise pytest.UsageError(f"--xen-trace: {text!r} is neither off nor a number from 1 to {_MAX_TRACE}")
+
+
+_MAX_TRACE: Final = 10_000
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -35,7 +84,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xen", "Xen guests")
     group.addoption("--xen-cfg", metavar="FILE", help="xl.cfg of the guest that xen_guest boots, whatever tests say.")
     group.addoption("--xen-kernel", metavar="FILE", help="Kernel that xen_guest boots, whatever tests and xl.cfg say.")
-    group.addoption("--xen-keep", metavar="DIR", help="Write the consoles of all guests to files below DIR.")
+    group.addoption("--xen-keep", metavar="DIR", help="Write the consoles and traces of all guests to files below DIR.")
+    group.addoption(
+        "--xen-trace",
+        metavar="N|off",
+        default=str(_DEFAULT_TRACE),
+        help="Show the last N hypercalls, xenstore messages, events and grants of each guest when a test fails"
+        f" (default {_DEFAULT_TRACE}), or trace nothing.",
+    )
     group.addoption(
         "--xen-host",
         choices=["kvm", "emulated"],
@@ -62,16 +118,16 @@ def pytest_configure(config: pytest.Config) -> None:
         path = config.getoption(name)
         if path is not None and not _from_invocation(config, path).is_file():
             raise pytest.UsageError(f"--{name.replace('_', '-')}: there is no file {path}")
-    guests = config.stash[_guests] = []
-    watchers.on_created.append(guests.append)
+    watched = config.stash[_guests] = Watched(_trace_length(config.getoption("xen_trace")))
+    watchers.on_created.append(watched.add)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Listen no more."""
-    guests = config.stash.get(_guests, None)
-    if guests is not None:
-        watchers.on_created.remove(guests.append)
-        guests.clear()
+    watched = config.stash.get(_guests, None)
+    if watched is not None:
+        watchers.on_created.remove(watched.add)
+        watched.forget(closed=False)
 
 
 def _from_invocation(config: pytest.Config, path: str) -> Path:
@@ -125,13 +181,13 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the guests' output to the report of a failure, where JUnit files and pytest-xdist take it along."""
     report = yield
-    guests = item.config.stash[_guests]
-    if guests:
+    watched = item.config.stash[_guests]
+    if watched.guests:
         if report.failed:
-            _attach(report, [section for guest in guests for section in guest.report()])
+            _attach(report, watched.report())
         if call.when == "teardown":
-            _keep(item, guests)
-            guests[:] = [guest for guest in guests if not guest.closed]
+            _keep(item, watched)
+            watched.forget(closed=True)
     return report
 
 
@@ -145,7 +201,7 @@ def _attach(report: pytest.TestReport, sections: list[tuple[str, str]]) -> None:
             report.sections.append((title, text))
 
 
-def _keep(item: pytest.Item, guests: list[Guest]) -> None:
+def _keep(item: pytest.Item, watched: Watched) -> None:
     directory = item.config.getoption("xen_keep")
     if directory is None:
         return
@@ -154,6 +210,8 @@ def _keep(item: pytest.Item, guests: list[Guest]) -> None:
     name = re.sub(r"[^\w.-]+", "-", item.nodeid).strip("-")
     target = _from_invocation(item.config, directory) / name
     target.mkdir(parents=True, exist_ok=True)
-    for number, guest in enumerate(guests, 1):
+    for number, guest in enumerate(watched.guests, 1):
         for what, transcript in (("console", guest.console), ("emergency", guest.emergency)):
             (target / f"{number}-{guest.name}.{what}.log").write_bytes(transcript.data)
+        if text := watched.trace(guest):
+            (target / f"{number}-{guest.name}.trace.log").write_text(text, encoding="utf-8", errors="backslashreplace")

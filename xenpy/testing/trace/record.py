@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from xenpy import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Value: TypeAlias = "int | str | list[Value] | dict[str, Value]"
 """An argument: a number, a text, a `Symbol`, or what is made of them."""
@@ -87,6 +87,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write what is left. Raises OSError."""
+
+
+@runtime_checkable
+class Defers(Protocol):
+    """A sink that may never look at what it takes."""
+
+    def defer(self, make: Callable[[], list[Record]]) -> None:
+        """Take what makes some records, in place of these."""
 
 
 def close(sinks: Iterable[Sink]) -> None:

@@ -22,7 +22,7 @@ from xenpy.testing.trace.filters import Filter
 from xenpy.testing.trace.grants import TracedUse
 from xenpy.testing.trace.inguest import MULTICALL_ENTRY, InGuestRecords
 from xenpy.testing.trace.ports import PortNames, port_fields
-from xenpy.testing.trace.record import Kind, Record, Symbol
+from xenpy.testing.trace.record import Defers, Kind, Record, Symbol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,10 @@ class Tracer:
         self._before: Callable[[Call], int] = carry_out
         self._in_guest: InGuestRecords | None = None
         if in_guest and domain.in_guest is not None and self._filter.wants_kind(Kind.HYPERCALL):
-            self._in_guest = InGuestRecords(domain, self._emit, self._wants, self._now, arguments=self._arguments)
+            defer = self._defer if all(isinstance(sink, Defers) for sink in sinks) else None
+            self._in_guest = InGuestRecords(
+                domain, self._emit, self._wants, self._now, arguments=self._arguments, defer=defer
+            )
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -277,6 +280,12 @@ class Tracer:
 
     def _record(self, kind: Kind, name: str, fields: dict[str, Value]) -> Record:
         return Record(self._now(), self._domain.domid, None, kind, name, fields)
+
+    def _defer(self, make: Callable[[], list[Record]]) -> None:
+        passes = self._filter.passes
+        for sink in self._sinks:
+            if isinstance(sink, Defers):
+                sink.defer(lambda: [record for record in make() if passes(record)])
 
     def _emit(self, record: Record) -> None:
         if not self._filter.passes(record):
