@@ -41,6 +41,10 @@ def linux() -> Iterator[xenpy.Guest]:
         yield guest
 
 
+def uptime(linux: xenpy.Guest) -> float:
+    return float(linux.run("cat /proc/uptime").stdout.split()[0])
+
+
 @pytest.mark.kvm
 class TestPv:
     """One guest for all of them; the last shuts it down."""
@@ -88,6 +92,51 @@ class TestPv:
         linux.unpause()
         linux.console.expect("^awake")
 
+    def test_time_that_passes(self, linux: xenpy.Guest) -> None:
+        before = uptime(linux)
+        linux.console.sendline("sleep 3600; echo slept $((3600 / 60)) minutes")
+        linux.console.expect(r"^.*echo slept")
+        linux.clock.advance(3600)
+        linux.console.expect("^slept 60 minutes")
+        assert uptime(linux) - before >= 3600
+        assert "soft lockup" not in linux.run("dmesg").stdout
+
+    def test_waiting_that_is_left_out(self, linux: xenpy.Guest) -> None:
+        before = uptime(linux)
+        with linux.clock.skipping():
+            linux.run("sleep 1800", timeout=BOOT_TIMEOUT).check_returncode()
+        assert uptime(linux) - before >= 1800
+
+    def test_time_that_stands_still(self, linux: xenpy.Guest) -> None:
+        # What waits for a tick waits for good: so a process looks that needs none, until it sees the same time so often.
+        looks = 400
+        linux.console.sendline(
+            f"echo looks now; n=0; while [ $n -lt {looks} ]; do read up idle </proc/uptime; "
+            '[ "$up" = "$last" ] && n=$((n + 1)) || n=0; last=$up; done; echo saw it $n times'
+        )
+        linux.console.expect("^looks now")
+        linux.clock.freeze()
+        before = linux.clock.now()
+        linux.wait_for(lambda: linux.domain.vcpus[0].waits, what=f"{looks} looks at a clock that stands still")
+        assert linux.clock.now() == before
+        linux.clock.resume()
+        linux.console.expect(f"^saw it {looks} times")
+
+    def test_time_that_goes_faster(self, linux: xenpy.Guest) -> None:
+        before, host = linux.clock.now(), time.monotonic()
+        linux.clock.scale(20)
+        linux.run("sleep 20").check_returncode()
+        linux.clock.resume()
+        assert linux.clock.now() - before >= 20
+        assert linux.clock.now() - before > 2 * (time.monotonic() - host)
+
+    def test_a_clock_that_leaps(self, linux: xenpy.Guest) -> None:
+        before, wall = uptime(linux), linux.clock.wallclock()
+        linux.clock.jump(15)
+        assert uptime(linux) - before >= 15
+        linux.clock.jump_wallclock(-1000)
+        assert linux.clock.wallclock() < wall
+
     def test_shutdown(self, linux: xenpy.Guest) -> None:
         assert linux.shutdown().kind is xenpy.End.POWEROFF
         with pytest.raises(xenpy.GuestEnded, match=r"linux ended \(power-off\)"):
@@ -103,6 +152,17 @@ def test_version(xen_guest):
     assert (done.returncode, done.stdout) == (3, {release!r} + "\\n")
     code = xen_guest.registers().rip
     assert len(xen_guest.read_memory(16, gva=code)) == 16
+    xen_guest.clock.scale(4)
+    xen_guest.run("sleep 8").check_returncode()
+    xen_guest.clock.resume()
+    start = xen_guest.clock.now()
+    xen_guest.console.sendline("sleep 600; echo slept $((600 / 60)) minutes")
+    xen_guest.console.expect("echo slept")
+    xen_guest.clock.advance(600)
+    xen_guest.console.expect("^slept 10 minutes")
+    assert xen_guest.clock.now() - start >= 600
+    up = float(xen_guest.run("cat /proc/uptime").stdout.split()[0])
+    assert up >= 608
     assert xen_guest.shutdown().kind.value == "power-off"
 
 @pytest.mark.xen_guest(type="pvh", memory=256, timeout=0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from xenpy.api import watchers
+from xenpy.api.clock import Clock
 from xenpy.api.console import Console
 from xenpy.api.events import EventChannel
 from xenpy.api.host import Host
@@ -80,6 +81,8 @@ class Guest:
         """The domain itself, for those who know the hypervisor; its state belongs to `host.lock`."""
         self.xenstore = GuestStore(self.host.core.store, domain_path(self.domid), self._progress)
         self._processors = Processors(self.domain, self._progress)
+        self.clock = Clock(self.domain, self._processors)
+        """The guest's time: to stop it, to have it pass faster or at once, to have it leap."""
         for hear in watchers.on_created:
             hear(self)
 

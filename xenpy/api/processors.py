@@ -67,9 +67,15 @@ class Processors:
     def __init__(self, domain: Domain, progress: Progress) -> None:
         self._domain = domain
         self._progress = progress
+        self._lock = threading.RLock()
+        """Held while it is being decided whether the vCPUs run."""
 
     def pause(self) -> None:
         """Stop all vCPUs and wait until none executes guest code any more. Raises GuestEnded."""
+        with self._lock:
+            self._pause()
+
+    def _pause(self) -> None:
         domain = self._domain
         if domain.paused:
             return
@@ -84,10 +90,11 @@ class Processors:
 
     def unpause(self) -> None:
         """Let the vCPUs run again, and wait until each has begun to."""
-        self._domain.unpause()
-        # One that has not would take the next pause for the last, and never see that it is asked to take part in it.
-        with suppress(GuestEnded):
-            self._have_all(lambda _vcpu: None, "start of all vCPUs")
+        with self._lock:
+            self._domain.unpause()
+            # One that has not would take the next pause for the last, and never see that it is asked to take part in it.
+            with suppress(GuestEnded):
+                self._have_all(lambda _vcpu: None, "start of all vCPUs")
 
     def _running(self) -> list[Vcpu]:
         return [vcpu for vcpu in self._domain.vcpus if vcpu.thread is not None]
@@ -124,15 +131,16 @@ class Processors:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the vCPUs from running meanwhile; they stay paused if they were, and may have ended."""
-        if self._domain.paused:
-            yield
-            return
-        with suppress(GuestEnded):  # and stands still for good
-            self.pause()
-        try:
-            yield
-        finally:
-            self.unpause()
+        with self._lock:
+            if self._domain.paused:
+                yield
+                return
+            with suppress(GuestEnded):  # and stands still for good
+                self.pause()
+            try:
+                yield
+            finally:
+                self.unpause()
 
     def vcpu(self, vcpu_id: int) -> Vcpu:
         """Return a vCPU. Raises ConfigError if there is none of this number."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from xenpy import log
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
+from xenpy.domain.timekeeping import Timekeeper
 from xenpy.domain.watchdogs import Watchdogs
 from xenpy.errors import HostError
 from xenpy.hypercalls.dispatch import dispatch
@@ -72,6 +73,7 @@ class Domain(ABC):
         self.shared_info_gfn: int | None = None
         self.dispatch: Callable[[Call], int] = dispatch
         self.clock = SystemClock()
+        self.timekeeper = Timekeeper(self)
         self.watchdogs = Watchdogs(self)
         self.in_guest: InGuest | None = None
         """What tells of hypercalls that never leave the guest, where there are such."""
@@ -127,7 +129,13 @@ class Domain(ABC):
     def set_ports(self, store: int, console: int) -> None:
         """Tell the guest the event channels of its xenstore and console rings."""
 
-    def _write_wallclock(self) -> None:
+    @property
+    def kvm_upcalls(self) -> bool:
+        """Tell whether KVM injects the callback vector by itself, for which it needs to know where vcpu_info is."""
+        return self.kvm_xen and not self.timekeeper.own
+
+    def write_wallclock(self) -> None:
+        """Tell the guest the UTC of system time 0."""
         seconds, nanoseconds = self.clock.wallclock()
         layout, view = self.shared_info.layout, self.shared_info.view
         for offset, value in (

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy.builder.patch import apply, find_hypercall_sites
 from xenpy.domain import cpuid
-from xenpy.domain.areas import place_time
 from xenpy.domain.domain import Domain
 from xenpy.domain.ending import SHUTDOWN_ENDS, End
 from xenpy.domain.hvm_context import make_first, pvh_entry
@@ -42,7 +41,7 @@ class PvhDomain(Domain):
         self._make_state()
         self._load_kernel()
         self._set_max_pages()
-        self._write_wallclock()
+        self.write_wallclock()
         host_leaves = self.host.kvm.supported_cpuid()
         for vcpu_id in range(vcpus):
             vcpu = PvhVcpu(self, vcpu_id)
@@ -105,17 +104,17 @@ class PvhDomain(Domain):
         self.shared_info_gfn = gfn
         self._word_size_changed()
         for vcpu in self._vcpus:
-            place_time(vcpu)
+            self.timekeeper.place(vcpu)
 
     def _word_size_changed(self) -> None:
         """Write what lies elsewhere in the other layout, and tell KVM."""
-        self._write_wallclock()
+        self.write_wallclock()
         if self.kvm_xen:
             self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=self.shared_info.layout.word_bits == 64)
 
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
-        place_time(self._vcpus[vcpu_id])
+        self.timekeeper.place(self._vcpus[vcpu_id])
 
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""

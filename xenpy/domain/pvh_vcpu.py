@@ -13,6 +13,7 @@ from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, MpState, Sync
 from xenpy.pv import paging
 from xenpy.pv.hvm_params import HVM_PARAM
+from xenpy.threads import thread_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,6 +205,11 @@ class PvhVcpu(Vcpu):
         self.upcalls.deliver()
 
     # -- ending -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether the guest has nothing to do on this vCPU until an event comes: KVM lets its thread sleep then."""
+        return not thread_place(self.thread)[0]
 
     def is_halted_for_good(self) -> bool:
         """Tell whether the vCPU halts with interrupts off, or was never started. In its own thread."""

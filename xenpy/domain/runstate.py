@@ -37,6 +37,10 @@ class ThreadRunstate:
     def __init__(self, clock: SystemClock) -> None:
         self._clock = clock
         self._started = clock.now()
+        self._before = 0, 0
+        """What of (running, waiting) belongs to the time before the clock last changed, in system time."""
+        self._host_before = 0, 0
+        """Both then, in the host's time."""
         self._cpu_clock: int | None = None
         self._schedstat = ""
         self._area: tuple[GuestMemory, int, bool] | None = None
@@ -53,9 +57,29 @@ class ThreadRunstate:
         total = max(0, self._clock.now() - self._started)
         if self._cpu_clock is None:
             return RUNSTATE.offline, self._started, (0, 0, 0, total)
-        running = min(total, time.clock_gettime_ns(self._cpu_clock))
-        waited = min(self._waited(), total - running)
+        running, waited = self._used()
+        running = min(total, running)
+        waited = min(waited, total - running)
         return state, self._clock.now(), (running, waited, total - running - waited, 0)
+
+    def _used(self) -> tuple[int, int]:
+        """Return how long the thread has run and waited, in system time."""
+        if self._cpu_clock is None:
+            return self._before
+        rate = self._clock.rate
+        host = time.clock_gettime_ns(self._cpu_clock), self._waited()
+        running, waited = (
+            before + (now - since if rate == 1 else int((now - since) * rate))
+            for before, now, since in zip(self._before, host, self._host_before, strict=True)
+        )
+        return running, waited
+
+    def clock_changes(self) -> None:
+        """Settle the account before the clock leaps or goes at another rate."""
+        self._before = self._used()
+        if self._cpu_clock is not None:
+            self._host_before = time.clock_gettime_ns(self._cpu_clock), self._waited()
+        self._next = 0
 
     def _waited(self) -> int:
         """Return how long the thread has waited for a processor, in ns. Ref: Linux Documentation/scheduler/sched-stats"""

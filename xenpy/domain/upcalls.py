@@ -6,6 +6,7 @@ LAPIC (HVM_PARAM_CALLBACK_IRQ of type 2).
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from xenpy.kvm.constants import MpState
@@ -49,7 +50,7 @@ class Upcalls:
             if not vcpu.domain.vm.signal_msi(vcpu.apic_id, self.vector):
                 self._doubt()
         elif vcpu.domain.callback_vector:
-            self.unsettled = not vcpu.domain.kvm_xen  # KVM's Xen support injects it on the next entry
+            self.unsettled = not vcpu.domain.kvm_upcalls  # KVM's Xen support injects it on the next entry
             vcpu.kvm.kick()
 
     def _doubt(self) -> None:
@@ -102,5 +103,5 @@ class Upcalls:
         self._vcpu.retry_at = None
 
     def _retry_after(self, delay_ns: int) -> None:
-        self._vcpu.retry_at = self._vcpu.domain.clock.now() + delay_ns
+        self._vcpu.retry_at = time.monotonic_ns() + delay_ns
         self._vcpu.rearm()

@@ -30,6 +30,10 @@ DEBUG_PORT: Final = 0xE9
 """Bytes written here go to the emergency console. Ref: arch-x86/xen.h, XEN_HVM_DEBUGCONS_IOPORT"""
 
 
+_LONGEST_DELAY_NS: Final = 1 << 52
+"""What a timer of the host's takes: slow clocks make short deadlines long."""
+
+
 class DomainDying(Exception):
     """Ends a hypercall whose domain has ended meanwhile."""
 
@@ -45,10 +49,14 @@ class Vcpu(ABC):
         self.timers = VcpuTimers(domain.clock, domain.evtchn, vcpu_id, self.rearm)
         self.account = ThreadRunstate(domain.clock)
         self.retry_at: int | None = None
-        """The system time at which `settle` wants to be called again."""
+        """The host's monotonic time, in ns, at which `settle` wants to be called again."""
+        self.time_area: int | None = None
+        """The gpa of the second vcpu_time_info that the guest has registered."""
         self._requests: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition(domain.host.lock)
         self._poll_ports: frozenset[int] = frozenset()
+        self._polls = False
+        self._poll_until: int | None = None
         self._woken = False
         self._started = self._up = vcpu_id == 0
         self._timer_cost_ns = 1
@@ -113,6 +121,11 @@ class Vcpu(ABC):
     @abstractmethod
     def set_upcall_vector(self, vector: int) -> None:
         """Deliver upcalls as this vector through the LAPIC."""
+
+    @property
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Tell whether the guest has nothing to do on this vCPU until an event comes. From any thread."""
 
     @abstractmethod
     def is_halted_for_good(self) -> bool:
@@ -188,10 +201,10 @@ class Vcpu(ABC):
             self.domain.wait_unpaused()
         with self.domain.host.lock:
             self._woken = False
-            started = self.domain.clock.now()
+            started = time.monotonic_ns()
             if self.timers.expire():
                 # The guest's setting the next timer costs about as much again.
-                self._timer_cost_ns = 2 * (self.domain.clock.now() - started)
+                self._timer_cost_ns = 2 * (time.monotonic_ns() - started)
             self.rearm()
             self.account.publish()
         self.settle()
@@ -206,13 +219,13 @@ class Vcpu(ABC):
         whoever is kicked looks again.
         """
         deadline = self.timers.next_deadline()
-        retry_at = self.retry_at
-        if retry_at is not None:
-            deadline = retry_at if deadline is None else min(deadline, retry_at)
-        if deadline is None:
-            return
-        delay = max(self._timer_cost_ns, deadline - self.domain.clock.now())
+        delay = None if deadline is None else self.domain.clock.delay_until(deadline)
         now = time.monotonic_ns()  # the clock by which the kick comes: it is never early
+        if self.retry_at is not None:
+            delay = self.retry_at - now if delay is None else min(delay, self.retry_at - now)
+        if delay is None:
+            return
+        delay = min(max(self._timer_cost_ns, delay), _LONGEST_DELAY_NS)
         if now < self._kick_at <= now + delay:
             return
         self.kvm.kick_after(delay)
@@ -267,19 +280,41 @@ class Vcpu(ABC):
         domain, evtchn = self.domain, self.domain.evtchn
         self._poll_ports = frozenset(ports)
         self._woken = False
+        self._polls, self._poll_until = True, timeout_ns or None
         try:
             while not (self._woken or domain.ending is not None or any(evtchn.is_pending(port) for port in ports)):
-                deadline = self.timers.next_deadline()
-                if timeout_ns:
-                    deadline = timeout_ns if deadline is None else min(deadline, timeout_ns)
-                remaining = None if deadline is None else (deadline - domain.clock.now()) / 1e9
-                if remaining is None or remaining > 0:
-                    self._wake.wait(remaining)
+                self.wait_until(self.next_deadline())
                 self.timers.expire()
                 if timeout_ns and domain.clock.now() >= timeout_ns:
                     return
         finally:
             self._poll_ports = frozenset()
+            self._polls, self._poll_until = False, None
+
+    def next_deadline(self) -> int | None:
+        """Return the system time at which something is due that the vCPU has asked for, or None."""
+        deadline = self.timers.next_deadline()
+        if self._poll_until is None:
+            return deadline
+        return self._poll_until if deadline is None else min(deadline, self._poll_until)
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether the guest has nothing to do on this vCPU until an event comes, or its deadline. From any thread."""
+        return self._polls or (self.is_idle and not self.event_pending())
+
+    def wait_until(self, deadline: int | None) -> None:
+        """Sleep until somebody wakes this vCPU, or system time reaches a deadline."""
+        delay = None if deadline is None else self.domain.clock.delay_until(deadline)
+        if delay is None:
+            self._wake.wait()
+        elif delay > 0:
+            self._wake.wait(min(delay, _LONGEST_DELAY_NS) / 1e9)
+
+    def clock_changed(self) -> None:
+        """Look at the clock again, which has leapt or goes at another rate. From any thread."""
+        self._kick_at = 0
+        self.kick()
 
     def wake_if_polling(self, port: int) -> None:
         """End a poll that waits for a port."""

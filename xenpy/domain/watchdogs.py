@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from xenpy.loop import Deadline
 
 NR_DOMAIN_WATCHDOG_TIMERS: Final = 2
+_NS: Final = 1_000_000_000
 
 
 class Watchdogs:
-    """Up to two timers, numbered from 1; one that runs out ends the domain."""
+    """Up to two timers, numbered from 1, in system time; one that runs out ends the domain."""
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
-        self._armed: dict[int, Deadline | None] = {}
+        self._deadlines: dict[int, int] = {}
+        self._call: Deadline | None = None
 
     def set(self, timer_id: int, timeout_s: int) -> int:
         """Start a timer (id 0) and return its id, or re-arm or stop (timeout 0) the one named and return 0.
@@ -34,38 +36,48 @@ class Watchdogs:
         if timer_id == 0:
             if not timeout_s:
                 raise XenError(Errno.EINVAL, "a new watchdog without a timeout")
-            free = [number for number in range(1, NR_DOMAIN_WATCHDOG_TIMERS + 1) if number not in self._armed]
+            free = [number for number in range(1, NR_DOMAIN_WATCHDOG_TIMERS + 1) if number not in self._deadlines]
             if not free:
                 raise XenError(Errno.ENOSPC, "all watchdogs are in use")
             self._arm(free[0], timeout_s)
             return free[0]
-        if timer_id not in self._armed:
+        if timer_id not in self._deadlines:
             raise XenError(Errno.EEXIST, f"watchdog {timer_id} is not armed")
-        self._disarm(timer_id)
         if timeout_s:
             self._arm(timer_id, timeout_s)
+        else:
+            del self._deadlines[timer_id]
         return 0
 
     def _arm(self, number: int, seconds: int) -> None:
-        self._armed[number] = None
-        loop = self._domain.host.loop
+        self._deadlines[number] = self._domain.clock.now() + seconds * _NS
+        self.clock_changed()
 
-        def start() -> None:
-            # In the loop's thread; the timer may have been stopped, or re-armed, since.
-            if number in self._armed and self._armed[number] is None:
-                self._armed[number] = loop.call_later(seconds, lambda: self._expire(number))
+    def next_deadline(self) -> int | None:
+        """Return the system time at which the first runs out, or None."""
+        return min(list(self._deadlines.values()), default=None)
 
-        loop.call_soon(start)
+    def clock_changed(self) -> None:
+        """Look at the clock again. From any thread."""
+        self._domain.host.loop.call_soon(self._look)
 
-    def _disarm(self, number: int) -> None:
-        deadline = self._armed.pop(number, None)
-        if deadline is not None:
-            deadline.cancel()
-
-    def _expire(self, number: int) -> None:
-        self._domain.shutdown(SHUTDOWN_ENDS.index(End.WATCHDOG), f"watchdog {number} was not fed")
+    def _look(self) -> None:
+        """End the domain if a timer has run out, else look again when the first may have. In the loop's thread."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        clock = self._domain.clock
+        for number, deadline in list(self._deadlines.items()):
+            if deadline <= clock.now():
+                self._domain.shutdown(SHUTDOWN_ENDS.index(End.WATCHDOG), f"watchdog {number} was not fed")
+                return
+        first = self.next_deadline()
+        delay = None if first is None else clock.delay_until(first)
+        if delay is not None:
+            self._call = self._domain.host.loop.call_later(max(0, delay) / _NS, self._look)
 
     def close(self) -> None:
         """Stop all."""
-        for number in list(self._armed):
-            self._disarm(number)
+        self._deadlines.clear()
+        if self._call is not None:
+            self._call.cancel()

@@ -1,6 +1,7 @@
 """Xen system time, and the timers a vCPU sets in it.
 
-System time is in nanoseconds since the host's Xen started; here, since the Host object was made.
+System time is in nanoseconds since the host's Xen started; here, since the domain was made. It goes as fast as the host's unless somebody
+makes it virtual: then it has a rate, which may be 0, and leaps.
 
 Ref: xen/include/public/vcpu.h, xen.h
 """
@@ -8,7 +9,7 @@ Ref: xen/include/public/vcpu.h, xen.h
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy.abi.event_channel import VIRQ
 from xenpy.errors import Errno, XenError
@@ -20,26 +21,86 @@ if TYPE_CHECKING:
 
 MIN_PERIOD_NS: Final = 1_000_000
 """Shorter periods are refused, as by Xen."""
+_NS: Final = 1_000_000_000
 MAX_PERIOD_NS: Final = 1 << 62
 
 
+class ClockState(NamedTuple):
+    """What makes a clock go on elsewhere where it has stopped here."""
+
+    now: int
+    """System time in ns."""
+    rate: float
+    utc_at_zero: int | None
+    """UTC in ns at system time 0; None: that of the host."""
+
+
 class SystemClock:
-    """The system time of one domain's Xen."""
+    """The system time of one domain's Xen. Reading is for any thread; who changes it sees to it that nobody else does."""
 
     def __init__(self) -> None:
-        self._base = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        self._anchor = _host_ns(), 0, 1.0
+        self._utc_at_zero: int | None = None
+
+    @property
+    def rate(self) -> float:
+        """Return how fast system time goes: 1 as the host's, 0 not at all."""
+        return self._anchor[2]
 
     def now(self) -> int:
         """Return system time in ns."""
-        return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - self._base
+        host, system, rate = self._anchor
+        elapsed = _host_ns() - host
+        return system + (elapsed if rate == 1 else int(elapsed * rate))
 
     def set(self, now: int) -> None:
         """Make system time read `now` from here on."""
-        self._base = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - now
+        self._anchor = _host_ns(), now, self.rate
+
+    def set_rate(self, rate: float) -> None:
+        """Have system time go on at a rate from what it is. The wall clock goes with it, and not by the host's any more."""
+        self._leave_host()
+        self._anchor = _host_ns(), self.now(), rate
+
+    def leap(self, nanoseconds: int) -> None:
+        """Have system time be later, or earlier but not below 0, from one moment to the next. The wall clock leaps with it."""
+        self._leave_host()
+        self._anchor = _host_ns(), max(0, self.now() + nanoseconds), self.rate
+
+    def _leave_host(self) -> None:
+        if self._utc_at_zero is None:
+            self._utc_at_zero = time.time_ns() - self.now()
+
+    def delay_until(self, deadline: int) -> int | None:
+        """Return how many ns of the host's time pass until a system time, negative if it has passed; None if it does not come."""
+        left = deadline - self.now()
+        rate = self.rate
+        if rate == 1 or left <= 0:
+            return left
+        return int(left / rate) if rate else None
 
     def wallclock(self) -> tuple[int, int]:
         """Return the UTC (seconds, nanoseconds) at which system time was zero, as shared_info tells it."""
-        return divmod(time.time_ns() - self.now(), 1_000_000_000)
+        at_zero = time.time_ns() - self.now() if self._utc_at_zero is None else self._utc_at_zero
+        return divmod(at_zero, _NS)
+
+    def shift_wallclock(self, nanoseconds: int) -> None:
+        """Have the wall clock read so much more, or less, than system time makes it."""
+        seconds, rest = self.wallclock()
+        self._utc_at_zero = max(0, seconds * _NS + rest + nanoseconds)
+
+    def state(self) -> ClockState:
+        """Return what `restore` takes."""
+        return ClockState(self.now(), self.rate, self._utc_at_zero)
+
+    def restore(self, state: ClockState) -> None:
+        """Go on where another clock has stopped."""
+        self._anchor = _host_ns(), state.now, state.rate
+        self._utc_at_zero = state.utc_at_zero
+
+
+def _host_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
 class VcpuTimers:

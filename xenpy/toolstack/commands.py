@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from xenpy.domain.ending import End
 from xenpy.exitcodes import ExitCode
 from xenpy.memory import PAGE_SHIFT
+from xenpy.threads import thread_place
 from xenpy.toolstack import debugkeys, plugging
 from xenpy.toolstack.protocol import CommandError
 from xenpy.toolstack.server import LATER, Later
-from xenpy.toolstack.threads import thread_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from xenpy.builder.pv import build_pv, fill_m2p, set_event_channels
 from xenpy.builder.pv_patch import make_patches
 from xenpy.builder.pv_stubs import pv_hypercall_page
-from xenpy.domain.areas import place_time
 from xenpy.domain.domain import Domain
 from xenpy.domain.inguest import InGuest
 from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
@@ -58,7 +57,7 @@ class PvDomain(Domain):
         self.memory.add_frames(POOL_GPA, self.frames)
         self._load_kernel()
         self._set_max_pages()
-        self._write_wallclock()
+        self.write_wallclock()
         self.ports = Ports(self.clock.now)
         host_leaves = self.host.kvm.supported_cpuid()
         for vcpu_id in range(config.maxvcpus):
@@ -174,12 +173,12 @@ class PvDomain(Domain):
         self.shared_info_gfn = gfn
         for vcpu in self._vcpus:
             self._show_vcpu_info(vcpu.vcpu_id)
-            place_time(vcpu)
+            self.timekeeper.place(vcpu)
 
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
         self._show_vcpu_info(vcpu_id)
-        place_time(self._vcpus[vcpu_id])
+        self.timekeeper.place(self._vcpus[vcpu_id])
 
     def _show_vcpu_info(self, vcpu_id: int) -> None:
         """Tell in-guest code where a vCPU's vcpu_info is."""

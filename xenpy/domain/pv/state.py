@@ -187,6 +187,11 @@ class PvState(Vcpu):
 
     _blocked: bool
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether the guest has nothing to do on this vCPU until an event comes."""
+        return self._blocked or not self._up
+
     def is_halted_for_good(self) -> bool:
         """Tell that it does not: a PV guest says when it is done."""
         return False

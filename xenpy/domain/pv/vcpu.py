@@ -117,9 +117,7 @@ class PvVcpu(Faults, Contexts):
                 if self._up and not (self._blocked and not self.event_pending()):
                     break
                 deadline = self.timers.next_deadline() if self._up else None
-                remaining = None if deadline is None else (deadline - self.domain.clock.now()) / 1e9
-                if remaining is None or remaining > 0:
-                    self._wake.wait(remaining)
+                self.wait_until(deadline)
                 if self._up:
                     self.timers.expire()
             if self._up and self.event_pending():
