@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import venv
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from api_rig import kernel
 
-if TYPE_CHECKING:
-    from pathlib import Path
+import xenpy
 
 pytest_plugins = ["pytester"]
 
@@ -184,6 +185,48 @@ def test_under_xdist(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*console of guest (running)*", "ready"])
     assert len(list((suite.path / "kept").iterdir())) == 3
     assert "console of guest" in (suite.path / "report.xml").read_text()
+
+
+LABGRID = """
+targets:
+  main:
+    resources: {}
+    drivers: {}
+"""
+WITH_OTHERS = """
+import pytest
+
+def test_others_have_their_fixtures(dut, target, xen_host):
+    assert target.name == "main"
+    dut.write("to nobody")
+
+@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=20)
+def test_all_at_once(dut, target, xen_guest):
+    assert xen_guest.console.expect("ready")
+"""
+
+
+@needs_kvm
+@pytest.mark.skipif(
+    not os.environ.get("XENPY_TEST_SLOW"),
+    reason="labgrid and pytest-embedded are installed for it, from PyPI: XENPY_TEST_SLOW=1 runs it",
+)
+def test_beside_labgrid_and_pytest_embedded(suite: pytest.Pytester) -> None:
+    environment = suite.path / "environment"
+    venv.create(environment, with_pip=True)
+    python = str(environment / "bin" / "python")
+    wanted = ["-e", str(Path(xenpy.__file__).parents[1]), "labgrid", "pytest-embedded", "pytest-xdist"]
+    subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True, capture_output=True, timeout=600)
+    (suite.path / "lab.yaml").write_text(LABGRID)
+    suite.makeini("[pytest]\n")  # their warnings are theirs
+    suite.makepyfile(test_a=SUITE, test_b=FAILING, test_c=WITH_OTHERS)
+    for workers in ([], ["-n2"]):
+        options = ["--lg-env", "lab.yaml", "--junitxml=report.xml", "--xen-keep=kept", *workers]
+        result = suite.run(python, "-m", "pytest", *options, timeout=300)
+        result.assert_outcomes(passed=3, failed=1)
+        result.stdout.fnmatch_lines(["*console of guest (running)*", "*what guest last asked of Xen*"])
+        assert "what guest last asked of Xen" in (suite.path / "report.xml").read_text()
+        assert len(list((suite.path / "kept").iterdir())) == 3
 
 
 @needs_kvm
