@@ -159,6 +159,8 @@ class FastCalls:
         a.test(eax, _SELECTOR)
         a.mov(eax, _SET_SEGMENT_BASE)
         a.jnz("hand_on")
+        self.recorder.draft(_SET_SEGMENT_BASE, "segment_base_by_us")
+        self.recorder.commit()
         a.mov(self.state(State.OTHER_GS), 0, size=8)
         a.xor(eax, eax)
         a.ret()
@@ -557,8 +559,10 @@ class FastCalls:
         a = self.a
         a.label("update_va")
         self._save()
+        self.recorder.draft(_UPDATE_VA_MAPPING, "give_up", words=(rdx,))
         a.call("one_va")
         a.jc("give_up")
+        self.recorder.commit()
         a.jmp("done")
 
         a.label("one_va")
@@ -800,8 +804,16 @@ class FastCalls:
         a.cmp(rax, _SET_SEGMENT_BASE)
         a.jz("inner_segment_base")
         a.cmp(rax, _UPDATE_VA_MAPPING)
-        a.jz("one_va")
+        a.jz("inner_va")
         a.jmp("fail")
+
+        a.label("inner_va")
+        self.recorder.draft(_UPDATE_VA_MAPPING | Flag.INNER, "fail", words=(rdx,))
+        a.call("one_va")
+        a.jc("fail")
+        self.recorder.commit()
+        a.xor(eax, eax)
+        a.ret()
 
         a.label("inner_stack_switch")
         self.recorder.draft(_STACK_SWITCH | Flag.INNER, "fail")

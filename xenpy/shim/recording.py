@@ -110,11 +110,8 @@ class Recorder:
         a.stc()
         a.ret()
 
-    def draft(self, head: int, no_room: str, *, words: tuple[Reg, ...] = (), left: Mem | None = None) -> None:
-        """Emit: begin a record of RDI, RSI and `words`; go to `no_room` if there is none. RAX is lost, and RCX where `left` is read.
-
-        `left` is where the number of elements is that are left, instead of RSI.
-        """
+    def draft(self, head: int, no_room: str, *, words: tuple[Reg, ...] = ()) -> None:
+        """Emit: begin a record of RDI, RSI and `words`; go to `no_room` if there is none. RAX is lost."""
         a, skip = self._a, self._label()
         a.cmp(self._state(State.RECORD), 0, size=8)
         a.jz(skip)
@@ -123,13 +120,13 @@ class Recorder:
         a.jc(no_room)
         for index, word in enumerate(words):
             a.mov(mem(rax, _WORDS + index * 8), word)
-        if left is not None:
-            a.mov(rcx, left)
-            a.mov(mem(rax, _SECOND), rcx)
         a.label(skip)
 
     def draft_list(self, head: int, no_room: str, size: int, *, left: Mem | None = None, count: int = 1) -> None:
-        """Emit: begin a record of each of the `count` elements of `size` bytes at RDI. RAX and RCX are lost."""
+        """Emit: begin a record of each of the `count` elements of `size` bytes at RDI. RAX and RCX are lost.
+
+        `left` is where the number of elements is that are left, instead of RSI.
+        """
         a, skip = self._a, self._label()
         a.cmp(self._state(State.RECORD), 0, size=8)
         a.jz(skip)

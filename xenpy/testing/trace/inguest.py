@@ -18,7 +18,7 @@ from xenpy.shim.recording import Recorded, parse
 from xenpy.testing.trace.calls import MULTICALL, SHOWN
 from xenpy.testing.trace.record import Kind, Record, Symbol
 from xenpy.testing.trace.structs import decode
-from xenpy.testing.trace.symbols import named
+from xenpy.testing.trace.symbols import flush_name, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from xenpy.domain.vcpu import Vcpu
     from xenpy.testing.trace.record import Value
 
-_MMU_UPDATE, _STACK_SWITCH, _XEN_VERSION, _IRET, _VCPU_OP, _SET_SEGMENT_BASE, _MMUEXT_OP = 1, 3, 17, 23, 24, 25, 26
+_MMU_UPDATE, _STACK_SWITCH, _UPDATE_VA_MAPPING, _XEN_VERSION, _IRET, _VCPU_OP = 1, 3, 14, 17, 23, 24
+_SET_SEGMENT_BASE, _MMUEXT_OP = 25, 26
 _NAMES: Final = {
     _MMU_UPDATE: "mmu_update", _STACK_SWITCH: "stack_switch", MULTICALL: "multicall", _XEN_VERSION: f"xen_version.{XENVER_version.name}",
     _IRET: "iret", _VCPU_OP: f"vcpu_op.{VCPUOP_is_up.name}", _SET_SEGMENT_BASE: "set_segment_base", _MMUEXT_OP: "mmuext_op",
+    _UPDATE_VA_MAPPING: "update_va_mapping",
 }  # fmt: skip
 MULTICALL_ENTRY: Final = 64
 _MSR_TSC: Final = 0x10
@@ -163,6 +165,8 @@ def _arguments(number: int, elements: Sequence[Recorded], within: int) -> dict[s
         return {"which": named("set_segment_base", "which", one.first), "base": one.second}
     if number == _VCPU_OP:
         return {"vcpuid": one.second}
+    if number == _UPDATE_VA_MAPPING:
+        return {"va": one.first, "val": one.second, "flags": flush_name(one.words[0])}
     return {}
 
 
