@@ -13,14 +13,49 @@ if TYPE_CHECKING:
 
     from xenpy.guests import GuestImages
 
-Ending = Literal["poweroff", "reboot", "panic", "shell"]
-"""What happens after the command: `shell` leaves the user at a prompt, then powers off."""
+Ending = Literal["poweroff", "reboot", "panic", "shell", "boot"]
+"""What happens after the command: `shell` leaves the user at a prompt, then powers off; `boot` goes on from the disk that root= names."""
 
 ENDINGS: Mapping[Ending, str] = {
     "poweroff": "poweroff -f",
     "reboot": "reboot -f",
     "panic": "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger",
     "shell": "setsid -c sh -l <$tty >$tty 2>&1; poweroff -f",
+    "boot": """\
+fail() {
+    echo "initramfs: $*; the device or file system may need a module; a shell, then power-off" >$tty
+    setsid -c sh -l <$tty >$tty 2>&1
+    poweroff -f
+}
+init=/sbin/init root= kind= flags= mode=ro
+for word in $(cat /proc/cmdline); do
+    case "$word" in
+        root=*) root=${word#root=} ;;
+        rootfstype=*) kind=${word#*=} ;;
+        rootflags=*) flags=,${word#*=} ;;
+        init=*) init=${word#init=} ;;
+        ro | rw) mode=$word ;;
+    esac
+done
+found() {
+    case "$root" in
+        UUID=* | LABEL=*) device=$(findfs "$root" 2>/dev/null) ;;
+        *) device=$root ;;
+    esac
+    [ -b "$device" ]
+}
+for try in $(seq 100); do
+    found && break
+    usleep 100000
+done
+found || fail "root=$root is no disk"
+mkdir -p /root.new
+mount ${kind:+-t "$kind"} -o "$mode$flags" "$device" /root.new || fail "root=$root cannot be mounted"
+for place in dev proc sys; do
+    mount -o move "/$place" "/root.new/$place" || fail "root=$root has no directory $place"
+done
+exec switch_root -c "/root.new/dev/${tty#/dev/}" /root.new "$init"
+""",
 }
 
 INIT = """\
