@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 Ending = Literal["poweroff", "reboot", "panic", "shell", "boot"]
 """What happens after the command: `shell` leaves the user at a prompt, then powers off; `boot` goes on from the disk that root= names."""
 
-ENDINGS: Mapping[Ending, str] = {
-    "poweroff": "poweroff -f",
-    "reboot": "reboot -f",
-    "panic": "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger",
-    "shell": "setsid -c sh -l <$tty >$tty 2>&1; poweroff -f",
-    "boot": """\
+BOOT = """\
 fail() {
     echo "initramfs: $*; the device or file system may need a module; a shell, then power-off" >$tty
     setsid -c sh -l <$tty >$tty 2>&1
@@ -54,8 +49,14 @@ mount ${kind:+-t "$kind"} -o "$mode$flags" "$device" /root.new || fail "root=$ro
 for place in dev proc sys; do
     mount -o move "/$place" "/root.new/$place" || fail "root=$root has no directory $place"
 done
-exec switch_root -c "/root.new/dev/${tty#/dev/}" /root.new "$init"
-""",
+exec switch_root -c "/root.new/dev/${tty#/dev/}" /root.new $init"""
+
+ENDINGS: Mapping[Ending, str] = {
+    "poweroff": "poweroff -f",
+    "reboot": "reboot -f",
+    "panic": "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger",
+    "shell": "setsid -c sh -l <$tty >$tty 2>&1; poweroff -f",
+    "boot": BOOT,
 }
 
 INIT = """\

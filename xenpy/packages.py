@@ -7,15 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from xenpy.cache import cache_directory, locked
 from xenpy.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
 
 AR_MAGIC = b"!<arch>\n"
 AR_HEADER_SIZE = 60
@@ -71,6 +74,25 @@ class Apt:
             raise HostError(f"apt-get download {package}: {_reason(result)}")
         return found[0]
 
+    def download_closure(self, packages: Sequence[str], directory: Path) -> list[Path]:
+        """Fetch packages and all that they depend on, as for a system that has none, into an empty `directory`; raises HostError."""
+        nothing_installed = directory / "status"
+        nothing_installed.touch()
+        options = {
+            "Dir::State::status": str(nothing_installed),
+            "Dir::Cache": str(directory),
+            "APT::Install-Recommends": "0",
+            "Debug::NoLocking": "1",  # the system's lock is root's, and nothing of the system's is touched
+        }
+        arguments = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        (directory / "archives" / "partial").mkdir(parents=True)
+        result = self._call(
+            "apt-get", *arguments, "--assume-yes", "--download-only", "install", *packages, progress=True
+        )
+        if result.returncode:
+            raise HostError(f"apt-get install --download-only: {_reason(result)}")
+        return sorted((directory / "archives").glob("*.deb"))
+
     def update(self) -> None:
         """Refresh a private copy of the lists; raises HostError."""
         if self.lists is None:
@@ -102,12 +124,27 @@ def version_key(name: str) -> tuple[tuple[int, str], ...]:
 def fetch_debian(pattern: str, directory: Path) -> Path:
     """Download the newest Debian package whose name matches `pattern` whole into an empty `directory`.
 
-    The system's package lists are tried first; where they are missing or stale, a private copy is fetched.  Raises
-    HostError naming the package if neither offers it.
+    Raises HostError naming the package if it is not on offer.
     """
-    wanted = pattern.replace("\\", "")
+    return _with_lists(pattern.replace("\\", ""), lambda apt: _newest(apt, pattern, directory))
+
+
+def fetch_debian_closure(packages: Sequence[str], directory: Path) -> list[Path]:
+    """Download Debian packages and all that they depend on below `directory`; raises HostError."""
+
+    def fetch(apt: Apt) -> list[Path]:
+        return apt.download_closure(packages, Path(tempfile.mkdtemp(dir=directory)))
+
+    return _with_lists("packages of a root file system", fetch)
+
+
+def _with_lists(wanted: str, fetch: Callable[[Apt], T]) -> T:
+    """Fetch by the system's package lists or, where they are missing or stale, by a private copy of them.
+
+    Raises HostError naming what is `wanted`.
+    """
     try:
-        return _newest(Apt(), pattern, directory)
+        return fetch(Apt())
     except HostError:
         if shutil.which("apt-get") is None:
             raise
@@ -115,7 +152,7 @@ def fetch_debian(pattern: str, directory: Path) -> Path:
     with locked(cache_directory("apt") / "lists"):
         try:
             private.update()
-            return _newest(private, pattern, directory)
+            return fetch(private)
         except HostError as error:
             raise HostError(f"cannot get the Debian package {wanted}: {error}") from error
 

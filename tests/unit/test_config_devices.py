@@ -17,6 +17,7 @@ from xenpy.config import (
     build,
     parse_text,
 )
+from xenpy.config.forward import Forward
 from xenpy.config.vif import default_mac
 from xenpy.errors import ConfigError
 
@@ -56,6 +57,16 @@ def test_vif_parameters() -> None:
     assert (vif.ip, vif.mtu, vif.trusted) == (("10.0.0.1", "fe80::1"), 9000, False)
 
 
+def test_ports_of_the_host_that_lead_to_a_guest() -> None:
+    text = "hostfwd=tcp:127.0.0.1:2222-:22, hostfwd=udp:0.0.0.0:53-:5353,hostfwd=::80-:8080,hostfwd=tcp:[::1]:80-:8080"
+    assert domain(f"vif=['{text}']").vifs[0].forwards == (
+        Forward(2222, 22),
+        Forward(53, 5353, "udp", "0.0.0.0"),
+        Forward(80, 8080),
+        Forward(80, 8080, "tcp", "::1"),
+    )
+
+
 def test_vif_devids_are_the_lowest_free_ones() -> None:
     assert [vif.devid for vif in domain("vif=['','devid=0','devid=7','']").vifs] == [1, 0, 7, 2]
 
@@ -90,6 +101,21 @@ def test_vif_rates(rate: str, credit: tuple[int, int]) -> None:
         ("mac=00:16:3e:01:02:03:04", "mac=00:16:3e:01:02:03:04 is not six pairs"),
         ("mac=zz:16:3e:01:02:03", "mac=zz:16:3e:01:02:03 is not six pairs"),
         ("mac=01:16:3e:01:02:03", "mac=01:16:3e:01:02:03 is a multicast or zero address"),
+        ("hostfwd=2222-22", "hostfwd=2222-22 is not like tcp:127.0.0.1:2222-:22"),
+        ("hostfwd=icmp::1-:1", "hostfwd=icmp::1-:1 is not like"),
+        (
+            "hostfwd=tcp::22-10.0.2.15:22",
+            "hostfwd=tcp::22-10.0.2.15:22: ports lead to this interface's guest; leave its",
+        ),
+        ("hostfwd=tcp::0-:22", "hostfwd=tcp::0-:22: port 0 is not from 1 to 65535"),
+        ("hostfwd=tcp::22-:65536", "hostfwd=tcp::22-:65536: port 65536 is not from 1 to 65535"),
+        ("hostfwd=tcp:localhost:22-:22", "hostfwd=tcp:localhost:22-:22: localhost is not an address of the host's"),
+        (
+            "hostfwd=tcp::22-:1,hostfwd=tcp:127.0.0.1:22-:2",
+            "hostfwd=tcp:127.0.0.1:22-:2: 127.0.0.1 port 22 leads elsewhere already",
+        ),
+        ("hostfwd=tcp::22-:22,bridge=br0", "hostfwd= is for user networking, which bridge= is not"),
+        ("hostfwd=tcp::22-:22,vifname=t", "hostfwd= is for user networking, which vifname= is not"),
         ("type=ioemu", "type=ioemu is refused: only HVM guests have emulated interfaces"),
         ("type=x", "type=x is not vif"),
         ("backend=net", "backend=net is refused: backends are part of xenpy"),

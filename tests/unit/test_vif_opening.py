@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from vif_rig import MAC, VifServices
 
+from xenpy.config.forward import Forward
 from xenpy.config.vif import VifConfig
 from xenpy.devices.vif.opening import open_link
-from xenpy.devices.vif.usernet import Forward, network_of
+from xenpy.devices.vif.usernet import network_of
 from xenpy.errors import ConfigError, HostError
 
 
@@ -26,13 +27,6 @@ def test_refusals(options: dict[str, object], message: str) -> None:
     services = VifServices()
     with pytest.raises(ConfigError, match=message):
         open_link(services, 1, VifConfig(0, MAC, **options))
-    services.close()
-
-
-def test_ports_lead_into_user_networking_only() -> None:
-    services = VifServices()
-    with pytest.raises(ConfigError, match="user networking only"):
-        open_link(services, 1, VifConfig(0, MAC, bridge="lan"), [Forward(8080, 80)])
     services.close()
 
 

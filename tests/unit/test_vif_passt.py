@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from xenpy.config.forward import Forward
 from xenpy.config.vif import VifConfig
 from xenpy.devices.vif.checksum import checksum
 from xenpy.devices.vif.frame import Frame, Gso
 from xenpy.devices.vif.passt import PasstLink
-from xenpy.devices.vif.usernet import Forward, network_of
+from xenpy.devices.vif.usernet import network_of
 from xenpy.errors import HostError
 from xenpy.loop import Loop
 

@@ -51,6 +51,7 @@ _COMMANDS: Final = {
     **TOOLSTACK,
     "install-xl": ("xenpy.cli.system", "install_xl", "Put these commands into a directory under the name xl."),
     "abi": ("xenpy.cli.abi", "abi", "Tell what of Xen's ABI kernels use, and how they differ."),
+    "image": ("xenpy.cli.image", "image", "Fetch a distribution's disk and print a configuration that boots it."),
     "screenshot": ("xenpy.cli.devices", "screenshot", "Write what a domain shows on its screen to a PNG file."),
     "run": ("xenpy.cli.run", "run", "Run a guest in the foreground, its console on this terminal."),
     "doctor": ("xenpy.cli.doctor", "doctor", "Tell what this host can run, and what to do about what it cannot."),

@@ -20,15 +20,18 @@ class Spec:
     """A device string, taken apart; `key` is the configuration key it belongs to.
 
     Blanks around names and values are dropped. Raises ConfigError for a name that is in neither `names` nor `flags`,
-    for one that is given twice, and for a name without a value.
+    for one that is given twice unless it may be `repeated`, and for a name without a value.
     """
 
-    def __init__(self, key: str, atom: Atom, names: Collection[str], flags: Collection[str] = ()) -> None:
+    def __init__(
+        self, key: str, atom: Atom, names: Collection[str], flags: Collection[str] = (), repeated: Collection[str] = ()
+    ) -> None:
         self._key = key
         self._text = atom.text
         self.position: Position = atom.position
         self.flags: set[str] = set()
         self._values: dict[str, str] = {}
+        self._lists: dict[str, list[str]] = {}
         if len(atom.text) > MAX_SPEC:
             raise self.fail(f"it is longer than {MAX_SPEC} characters")
         for part in filter(None, (part.strip() for part in atom.text.split(","))):
@@ -41,6 +44,9 @@ class Spec:
                 raise self.fail(f"{name} takes no value" if name in flags else what)
             if not equals:
                 raise self.fail(f"{name} needs a value: {name}=...")
+            if name in repeated:
+                self._lists.setdefault(name, []).append(value)
+                continue
             if name in self._values:
                 raise self.fail(f"{name} is given twice")
             self._values[name] = value
@@ -52,6 +58,10 @@ class Spec:
     def get(self, name: str) -> str | None:
         """Return the value of `name`, or None when it is absent or empty."""
         return self._values.get(name) or None
+
+    def every(self, name: str) -> list[str]:
+        """Return the values of a `name` that may be repeated."""
+        return self._lists.get(name, [])
 
     def require(self, name: str) -> str:
         """Return the value of `name`, which must be there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from xenpy.config.forward import Forward, parse_forwards
 from xenpy.config.specs import Spec
 from xenpy.config.text import quote
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from xenpy.config.grammar import Atom, Position
 
 _HOST_SIDE = ("bridge", "gatewaydev", "netdev", "vifname", "script", "ip", "backend", "vlan")
-_NAMES = frozenset((*_HOST_SIDE, "mac", "type", "model", "rate", "devid", "mtu", "accel"))
+_NAMES = frozenset((*_HOST_SIDE, "mac", "type", "model", "rate", "devid", "mtu", "accel", "hostfwd"))
 _FLAGS = ("trusted", "untrusted")
+_REPEATED = ("hostfwd",)
 
 _MAC_GROUPS = 6
 _MULTICAST = 0x01  # of a MAC address's first byte
@@ -63,12 +65,13 @@ class VifConfig:
     mtu: int | None = None
     vlan: str | None = None
     trusted: bool = True
+    forwards: tuple[Forward, ...] = ()
     position: Position | None = field(default=None, compare=False)
 
 
 def parse_vifs(atoms: Iterable[Atom], seed: str, warn: list[str]) -> tuple[VifConfig, ...]:
     """Parse the elements of vif=; interfaces without mac= get addresses that depend on `seed` and their devid alone."""
-    specs = [Spec("vif", atom, _NAMES, _FLAGS) for atom in atoms]
+    specs = [Spec("vif", atom, _NAMES, _FLAGS, _REPEATED) for atom in atoms]
     explicit = [spec.number("devid", -1, low=0, high=_MAX_DEVID) for spec in specs]
     free = iter(sorted(set(range(len(specs))) - set(explicit)))
     vifs: dict[int, VifConfig] = {}
@@ -96,6 +99,10 @@ def _parse_vif(spec: Spec, devid: int, seed: str, warn: list[str]) -> VifConfig:
         )
     if spec.flags == set(_FLAGS):
         raise spec.fail("it is both trusted and untrusted")
+    forwards = parse_forwards(spec, spec.every("hostfwd"))
+    for name in ("bridge", "vifname"):
+        if forwards and spec.get(name):
+            raise spec.fail(f"hostfwd= is for user networking, which {name}= is not: leave one of them out")
     mac = spec.get("mac")
     rate = spec.get("rate")
     return VifConfig(
@@ -110,6 +117,7 @@ def _parse_vif(spec: Spec, devid: int, seed: str, warn: list[str]) -> VifConfig:
         mtu=spec.number("mtu", 0, low=_MIN_MTU, high=_MAX_MTU) or None,
         vlan=spec.get("vlan"),
         trusted="untrusted" not in spec.flags,
+        forwards=forwards,
         position=spec.position,
     )
 

@@ -13,23 +13,18 @@ from xenpy import log
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from xenpy.config.vif import VifConfig
     from xenpy.devices.vif.backend import VifServices
     from xenpy.devices.vif.link import Link
-    from xenpy.devices.vif.usernet import Forward
 
 _BRIDGE_SCRIPTS = ("vif-bridge", "/etc/xen/scripts/vif-bridge")
 
 
-def open_link(services: VifServices, domid: int, config: VifConfig, forwards: Sequence[Forward] = ()) -> Link:
-    """Open what is behind an interface; `forwards` are for user networking. Raises ConfigError, HostError."""
+def open_link(services: VifServices, domid: int, config: VifConfig) -> Link:
+    """Open what is behind an interface. Raises ConfigError, HostError."""
     _refuse_unsupported(config)
     if config.bridge is None and config.vifname is None:
-        return _open_user_network(services, config, forwards)
-    if forwards:
-        raise ConfigError(f"{config.position}: vif: ports are forwarded by user networking only, which bridge= is not")
+        return _open_user_network(services, config)
     if config.bridge is None or _exists(config.bridge):
         from xenpy.devices.vif.tap import TapLink
 
@@ -40,13 +35,13 @@ def open_link(services: VifServices, domid: int, config: VifConfig, forwards: Se
         return services.switches.join(config.bridge)
 
 
-def _open_user_network(services: VifServices, config: VifConfig, forwards: Sequence[Forward]) -> Link:
+def _open_user_network(services: VifServices, config: VifConfig) -> Link:
     from xenpy.devices.vif.passt import PasstLink
     from xenpy.devices.vif.usernet import network_of
 
     network = network_of(config)
     mac = bytes.fromhex(config.mac.replace(":", ""))
-    return PasstLink(services.loop, network.arguments(config.mtu, forwards), mac, network.gateway.packed)
+    return PasstLink(services.loop, network.arguments(config.mtu, config.forwards), mac, network.gateway.packed)
 
 
 def _refuse_unsupported(config: VifConfig) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_interface
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from xenpy.config.forward import Forward
     from xenpy.config.vif import VifConfig
 
 _FIRST_NETWORK: Final = int(IPv4Address("10.0.2.0"))
@@ -27,33 +28,12 @@ _GUEST, _GATEWAY = 15, 2
 _PREFIX: Final = 24
 _LOCAL: Final = bytes.fromhex("5255")
 """Begins addresses of our own making; the gateway's goes on with its IPv4 address."""
-_MAX_PORT: Final = 0xFFFF
 
 _IPV4_ROUTES: Final = Path("/proc/net/route")
 _IPV4_ANY: Final = "00000000"
 _IPV6_ROUTES: Final = Path("/proc/net/ipv6_route")
 _IPV6_ANY: Final = "0" * 32
 _LOOPBACK: Final = "lo"
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """A port of the host's that leads to one of the guest's; `address` is the host's, on its loopback by default."""
-
-    host_port: int
-    guest_port: int
-    protocol: Literal["tcp", "udp"] = "tcp"
-    address: str = "127.0.0.1"
-
-    def __post_init__(self) -> None:
-        for port in (self.host_port, self.guest_port):
-            if not 0 < port <= _MAX_PORT:
-                raise ConfigError(f"forward: port {port} is not from 1 to {_MAX_PORT}")
-
-    @property
-    def argument(self) -> str:
-        """Return what passt wants to hear."""
-        return f"--{self.protocol}-ports={self.address}/{self.host_port}:{self.guest_port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +57,17 @@ class UserNet:
             f"--netmask={self.guest.network.prefixlen}",
             f"--gateway={self.gateway}",
             f"--mac-addr={self.gateway_mac}",
-            *(forward.argument for forward in forwards),
+            *(_port_option(forward) for forward in forwards),
         ]
         if self.guest6 is not None:
             options.append(f"--address={self.guest6}")
         if mtu is not None:
             options.append(f"--mtu={mtu}")
         return options
+
+
+def _port_option(forward: Forward) -> str:
+    return f"--{forward.protocol}-ports={forward.address}/{forward.host_port}:{forward.guest_port}"
 
 
 def network_of(config: VifConfig) -> UserNet:
