@@ -41,7 +41,7 @@ def program(name: str) -> str:
 
 
 def read(image: Path, path: str) -> bytes:
-    """Return a file's content; symbolic links are followed. Raises HostError if it is not there."""
+    """Return a file's content. Raises HostError if it is not there, or a symbolic link."""
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "content"
         debugfs(image, [f"dump {_quoted(path)} {_quoted(str(target))}"])
