@@ -10,8 +10,8 @@ from xenbus_rig import FrontRing
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP, X86_64
 from xenpy.abi.ring import SRING_REQ_PROD, SRING_RSP_PROD
+from xenpy.devices.journal import Journal
 from xenpy.devices.ring import BackRing, ring_entries
-from xenpy.devices.vbd.journal import Journal
 from xenpy.devices.vbd.requests import BlockRing
 from xenpy.errors import FrontendError
 from xenpy.memory import PAGE_SIZE

@@ -6,12 +6,16 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from isolation_hammer import Hammer, Killer
 from isolation_rig import isolated, keeper
 from vbd_rig import disk_of, plugged
+from vif_hammer import NetHammer
+from vif_isolation_rig import StreamWire, TapWire, isolated_front
+from vif_isolation_rig import keeper as net_keeper
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP
 from xenpy.config.disk import DiskFormat
@@ -68,3 +72,23 @@ def test_no_write_is_lost_by_qemu(tmp_path: Path) -> None:
         assert disk.deaths >= kills
     check = subprocess.run(["qemu-img", "check", "-q", str(path)], capture_output=True, timeout=60, check=False)
     assert check.returncode in (0, LEAKED), check.stdout
+
+
+@pytest.mark.parametrize(
+    ("wire", "queues", "split"), [(StreamWire, 1, True), (StreamWire, 2, False), (TapWire, 2, True)]
+)
+def test_no_frame_is_spoilt_or_delivered_twice(wire: type[StreamWire | TapWire], queues: int, split: bool) -> None:
+    far_end = wire()
+    with isolated_front(far_end, queues=queues, split=split) as front:
+        hammer = NetHammer(front, far_end, seed=KILLS)
+        kept = net_keeper(front)
+        killer = Killer(
+            lambda: kept.process.pid if kept.process else None, lambda: kept.deaths, KILLS, seed=1, longest_s=0.05
+        )
+        hammer.run(killer)
+        hammer.finish()
+        assert kept.deaths == KILLS
+        sys.stdout.write(
+            f"{KILLS} kills: {hammer.sent} frames out, {len(hammer.came_out)} came, {hammer.doubles} of them again;"
+            f" {hammer.offered} in, {len(hammer.came_in)} came\n"
+        )

@@ -210,7 +210,7 @@ def test_rate_holds_packets_back_until_there_is_credit() -> None:
         assert len(front.link.frames) == 3
         ((delay, wake),) = front.services.loop.deadlines
         assert 0 < delay <= 0.05
-        front.vif._credit._next -= 0.05  # the time passes
+        front.vif.station.port._credit._next -= 0.05  # the time passes
         front.services.loop.deadlines.clear()
         wake()
         front.services.pump()
@@ -224,7 +224,7 @@ def test_a_busy_link_holds_the_guest_back() -> None:
         front.first.send(ethernet(b"later"))
         assert link.frames == []
         link.busy = False
-        front.vif.link_idle()
+        front.vif.station.port.link_idle()
         front.services.pump()
         assert link.frames == [ethernet(b"later")]
 

@@ -173,7 +173,7 @@ def test_one_guests_misdeed_does_not_stop_the_frames_of_a_switch(capsys: pytest.
         ({"tx-ring-ref": "lots"}, "tx-ring-ref is 'lots'"),
         ({"rx-ring-ref": BAD_GREF}, "grant 5000"),
         ({"event-channel-rx": 9999}, "awaits no binding"),
-        ({"ctrl-ring-ref": BAD_GREF}, "grant 5000"),
+        ({"ctrl-ring-ref": BAD_GREF, "event-channel-ctrl": 9999}, "grant 5000"),
         ({"ctrl-ring-ref": 8}, "there is no event-channel-ctrl"),
         ({"feature-gso-tcpv4": "maybe", "feature-sg": 1}, "'maybe'"),
     ],

@@ -18,7 +18,8 @@ from xenpy.config.forward import Forward
 from xenpy.config.vif import VifConfig
 from xenpy.devices.vif.checksum import checksum
 from xenpy.devices.vif.frame import Frame, Gso
-from xenpy.devices.vif.passt import PasstLink
+from xenpy.devices.vif.passt import Passt
+from xenpy.devices.vif.passt_link import PasstLink
 from xenpy.devices.vif.usernet import network_of
 from xenpy.errors import HostError
 from xenpy.loop import Loop
@@ -101,7 +102,7 @@ def loop() -> Iterator[Loop]:
 
 def open_link(loop: Loop, *forwards: Forward) -> PasstLink:
     network = network_of(VifConfig(0, "00:16:3e:01:02:03"))
-    return PasstLink(loop, network.arguments(None, forwards), MAC, network.gateway.packed)
+    return PasstLink(loop, Passt(loop, network.arguments(None, forwards), MAC, network.gateway.packed))
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def guest(loop: Loop) -> Iterator[Guest]:
     guest = Guest(loop, link)
     yield guest
     link.close()
-    assert guest.link._process is None
+    assert guest.link.passt.process is None
 
 
 @pytest.fixture
@@ -157,12 +158,12 @@ def test_what_the_guest_has_no_room_for_is_offered_again(guest: Guest, server: s
         guest.segments.clear()
         guest.room = 3
         ours.sendall(content)
-        guest.turn(lambda: guest.room == 0 and not guest.link._reading, "a refusal")
+        guest.turn(lambda: guest.room == 0 and not guest.link.is_reading, "a refusal")
         assert len(guest.segments) <= 3
         guest.room = None
         with guest.lock:
             guest.link.resume()
-        assert guest.link._reading
+        assert guest.link.is_reading
         pieces: dict[int, bytes] = {}
 
         def complete() -> bool:
@@ -206,7 +207,7 @@ def test_a_forwarded_port_leads_to_the_guest(loop: Loop) -> None:
 def test_passt_is_started_anew_when_it_dies(
     guest: Guest, server: socket.socket, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = guest.link._process
+    process = guest.link.passt.process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     guest.turn(lambda: guest.changes == [False], "news of its death")
@@ -218,7 +219,7 @@ def test_passt_is_started_anew_when_it_dies(
 
 def test_a_stopped_passt_makes_the_link_busy_and_loses_nothing(guest: Guest, server: socket.socket) -> None:
     ours, expected = connect_out(guest, server)
-    process = guest.link._process
+    process = guest.link.passt.process
     assert process is not None
     content = os.urandom(40000) * 400
     sent = 0
@@ -242,7 +243,7 @@ def test_a_stopped_passt_makes_the_link_busy_and_loses_nothing(guest: Guest, ser
 
 def test_closing_ends_the_process_and_is_idempotent(loop: Loop) -> None:
     link = open_link(loop)
-    process = link._process
+    process = link.passt.process
     assert process is not None
     link.close()
     link.close()
@@ -251,4 +252,4 @@ def test_closing_ends_the_process_and_is_idempotent(loop: Loop) -> None:
 
 def test_wrong_options_are_said_in_passts_words(loop: Loop) -> None:
     with pytest.raises(HostError, match=r"passt did not start: .*nonsense"):
-        PasstLink(loop, ["--address=nonsense"], MAC, GATEWAY)
+        Passt(loop, ["--address=nonsense"], MAC, GATEWAY)

@@ -6,7 +6,7 @@ import itertools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from xenbus_rig import FakeDriver, FakeServices, FrontRing
+from xenbus_rig import DOMID, FakeDriver, FakeServices, FrontRing
 
 from xenpy.abi.netif import (
     NETIF_EXTRA,
@@ -23,6 +23,7 @@ from xenpy.config.vif import VifConfig
 from xenpy.devices.vif.backend import Vif
 from xenpy.devices.vif.frame import ALL_OFFLOADS, Frame
 from xenpy.devices.vif.link import Link
+from xenpy.devices.vif.station import InLoop
 from xenpy.devices.vif.switch import Switches
 from xenpy.memory import PAGE_SIZE
 
@@ -60,6 +61,10 @@ class VifServices(FakeServices):
         super().__init__()
         self.loop: Any = FakeLoop()
         self.switches = Switches()
+
+    def domain(self, domid: int) -> VifServices:
+        assert domid == DOMID
+        return self
 
 
 class FakeLink(Link):
@@ -237,7 +242,8 @@ def net_front(config: VifConfig | None = None, *, link: FakeLink | None = None, 
     """Make a host, a guest and an interface whose backend waits for the guest's driver."""
     services = VifServices()
     link = link or FakeLink()
-    vif = Vif(services, 5, config or VifConfig(0, MAC), link)
+    config = config or VifConfig(0, MAC)
+    vif = Vif(services, DOMID, config, lambda listener: InLoop(services, DOMID, config, link, listener))
     services.pump()
     vif.start()
     services.pump()

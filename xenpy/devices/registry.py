@@ -48,6 +48,9 @@ class DeviceOptions:
     isolated_disks: bool = True
     """Each disk whose medium can go there is served by a process of its own, whose death costs nothing but a pause."""
 
+    isolated_nets: bool = True
+    """Each interface but those on switches is served by a process of its own, whose death costs a pause and some frames."""
+
 
 class Devices:
     """The split devices of one guest, by kind and number; they come and go at run time."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 1 << 16
 MAX_FDS: Final = 64
+PID: Final = struct.Struct("=i")
+"""The payload of FORKED, GUARD and UNGUARD."""
 
 
 class Kind(IntEnum):
@@ -42,6 +45,14 @@ class Kind(IntEnum):
     """To the template: make a process for the socket that comes along."""
     FORKED = 11
     """The answer: the process' number, and a descriptor of it."""
+    GUARD = 12
+    """To the template: kill the process of this number and descriptor when we are no more."""
+    UNGUARD = 13
+    """To the template: do not, any more."""
+    TELL = 14
+    """To the process: what has changed about what it serves, as JSON, with descriptors."""
+    NOTE = 15
+    """From it: what the next process should know, or what we should do something about, as JSON."""
 
 
 class Message(NamedTuple):
@@ -77,9 +88,10 @@ class Channel:
         """Return the socket's descriptor."""
         return self._socket.fileno()
 
-    def send(self, kind: Kind, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message. Raises OSError if the other end has gone."""
-        socket.send_fds(self._socket, [bytes((kind,)) + payload], fds, socket.MSG_NOSIGNAL)
+    def send(self, kind: Kind, payload: bytes = b"", fds: Sequence[int] = (), *, wait: bool = True) -> None:
+        """Send a message. Raises OSError if the other end has gone, BlockingIOError if it has much to read and we do not `wait`."""
+        flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+        socket.send_fds(self._socket, [bytes((kind,)) + payload], fds, flags)
 
     def receive(self) -> Message | None:
         """Wait for a message; None when the other end has gone. Raises ChannelError."""

@@ -21,10 +21,10 @@ from xenpy.errors import FrontendError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-SERVICES: Final[Mapping[str, str]] = {"vbd": "xenpy.devices.vbd.served"}
-"""Kind of device -> the module whose `prepare(job)` returns what each queue's thread does again and again."""
+SERVICES: Final[Mapping[str, str]] = {"vbd": "xenpy.devices.vbd.served", "vif": "xenpy.devices.vif.served"}
+"""Kind of device -> the module whose `main(job, control)` serves it until told to stop, or until the VMM is gone."""
 FDS_OF_LINE: Final = 4
-_NOBODY: Final = 65534
+NOBODY: Final = 65534
 """Linux' overflow uid, who owns nothing."""
 
 
@@ -71,17 +71,21 @@ def _main(control: Channel) -> None:
     ram = Ram(ram_fd)
     end = setup["lines"] * FDS_OF_LINE
     lines = [_line(ram, fds[start : start + FDS_OF_LINE]) for start in range(0, end, FDS_OF_LINE)]
-    job = Job(ram, lines, setup["device"], fds[end:])
+    import_module(SERVICES[setup["service"]]).main(Job(ram, lines, setup["device"], fds[end:]), control)
+
+
+def serve_in_threads(job: Job, control: Channel, serves: Sequence[Callable[[Callable[[], bool]], None]]) -> None:
+    """Have each line served in a thread by what goes with it, called again and again, until told to stop."""
     stopping = threading.Event()
     threads = [
         threading.Thread(target=_serve, args=(control, line, serve, stopping), daemon=True)
-        for line, serve in zip(lines, import_module(SERVICES[setup["service"]]).prepare(job), strict=True)
+        for line, serve in zip(job.lines, serves, strict=True)
     ]
     for thread in threads:
         thread.start()
     control.receive()  # to stop is all there is to say; a VMM that is gone wants the same
     stopping.set()
-    for line in lines:
+    for line in job.lines:
         os.eventfd_write(line.wake, 1)
     for thread in threads:
         thread.join()
@@ -125,5 +129,5 @@ def _drop_privileges() -> None:
     if os.geteuid() == 0:
         with suppress(OSError):  # a container may not let us, or know no such user
             os.setgroups([])
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)

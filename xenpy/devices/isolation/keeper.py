@@ -85,8 +85,9 @@ class Line:
 class Keeper:
     """Has the queues of one device served by a process, from `start` until `stop`.
 
-    `service` and `device` are what the process is told, with descriptors `fds`. `progress` tells by any change that something was done.
-    `fail` hears of a frontend that broke the protocol, or that we give up. The device holds the template meanwhile.
+    `service` is what serves. `device` returns what each process is told, and adds descriptors that go along and are closed then; it must
+    not want the host's lock. `progress` tells by any change that something was done. `fail` hears of a frontend that broke the protocol, or
+    that we give up, `note` what a process has to say. The device holds the template meanwhile.
     """
 
     def __init__(
@@ -97,17 +98,20 @@ class Keeper:
         lines: Sequence[Line],
         *,
         service: str,
-        device: Mapping[str, Any],
-        fds: Sequence[int],
+        device: Callable[[list[int]], Mapping[str, Any]],
         progress: Callable[[], object],
         fail: Callable[[Exception], None],
+        note: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._services = services
         self._domid = domid
         self._name = name
         self._lines = lines
-        self._setup = json.dumps({"service": service, "lines": len(lines), "device": device}).encode()
-        self._fds = fds
+        self._service = service
+        self._device = device
+        self._note = note
+        self._telling = threading.Lock()
+        self._control: Channel | None = None  # while there is a process that knows what it serves
         self._progress = progress
         self._fail = fail
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
@@ -170,6 +174,8 @@ class Keeper:
                 self._send_setup(control)
                 self._attend(control)
         finally:
+            with self._telling:
+                self._control = None
             # Until the last of its threads has left the kernel, a write of its own may still be on the way to the disk.
             process.kill()
             process.wait()
@@ -180,14 +186,33 @@ class Keeper:
 
     def _send_setup(self, control: Channel) -> None:
         theirs = [line.open() for line in self._lines]
+        own: list[int] = []
         try:
             fds = [self._services.domain(self._domid).memory.ram_fd]
             for line, channel in zip(self._lines, theirs, strict=True):
                 fds += [channel.fileno(), line.wake, line.notify, line.state]
-            control.send(Kind.SETUP, self._setup, [*fds, *self._fds])
+            with self._telling:
+                device = self._device(own)
+                setup = {"service": self._service, "lines": len(self._lines), "device": device}
+                control.send(Kind.SETUP, json.dumps(setup).encode(), [*fds, *own])
+                self._control = control
         finally:
             for channel in theirs:
                 channel.close()
+            for fd in own:
+                os.close(fd)
+
+    def tell(self, change: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+        """Tell the process, if there is one that would not hear it from `device`, what has changed. From any thread."""
+        with self._telling:
+            if self._control is not None:
+                try:
+                    self._control.send(Kind.TELL, json.dumps(change).encode(), fds, wait=False)
+                except BlockingIOError:  # nobody shall wait for a process that does not listen
+                    if self.process is not None:
+                        self.process.kill()
+                except OSError:  # it has died; the next one is told everything
+                    return
 
     def _attend(self, control: Channel) -> None:
         """Do what a process asks for until it is gone. Raises FrontendError, ChannelError."""
@@ -218,6 +243,8 @@ class Keeper:
         match message.kind:
             case Kind.IDLE:
                 self._busy -= 1
+            case Kind.NOTE if self._note is not None:
+                self._note(json.loads(message.payload))
             case Kind.FAILED:
                 raise FrontendError(message.payload.decode("utf-8", "replace"))
             case kind:

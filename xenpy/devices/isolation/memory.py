@@ -15,8 +15,8 @@ from xenpy.memory import PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from xenpy.devices.grants import Page
     from xenpy.devices.isolation.channel import Channel
-    from xenpy.devices.vbd.grants import Page
 
 U32: Final = "I"
 U64: Final = "Q"

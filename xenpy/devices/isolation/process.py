@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from xenpy.devices.isolation.channel import Channel, ChannelError, Kind
+from xenpy.devices.isolation.channel import PID, Channel, ChannelError, Kind
 from xenpy.errors import HostError
 
 _BOOTSTRAP: Final = (
@@ -53,6 +53,7 @@ class Template:
         self._holders = 0
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._guarded: dict[bytes, int] = {}
 
     @property
     def pid(self) -> int | None:
@@ -75,6 +76,24 @@ class Template:
             if not self._holders:
                 self._end()
 
+    def guard(self, pid: int, pidfd: int) -> None:
+        """Have a process killed when this one is no more, however it ended; goes with an `unguard`, before which `pidfd` stays open."""
+        self.hold()
+        with self._lock:
+            self._guarded[PID.pack(pid)] = pidfd
+            with suppress(OSError):  # it has died: who starts it anew sends everything again
+                if self._channel is not None:
+                    self._channel.send(Kind.GUARD, PID.pack(pid), [pidfd])
+
+    def unguard(self, pid: int) -> None:
+        """Undo one `guard`."""
+        with self._lock:
+            del self._guarded[PID.pack(pid)]
+            with suppress(OSError):
+                if self._channel is not None:
+                    self._channel.send(Kind.UNGUARD, PID.pack(pid))
+        self.drop()
+
     def fork(self, theirs: Channel) -> Process:
         """Make a process that gets one end of a connection, which is the caller's to close. Raises HostError."""
         with self._lock:
@@ -94,7 +113,7 @@ class Template:
         answer = self._channel.receive()
         if answer is None or answer.kind is not Kind.FORKED:
             return None
-        return Process(int.from_bytes(answer.payload, sys.byteorder), answer.fds[0] if answer.fds else None)
+        return Process(PID.unpack(answer.payload)[0], answer.fds[0] if answer.fds else None)
 
     def _start(self) -> None:
         ours, theirs = Channel.pair()
@@ -115,6 +134,9 @@ class Template:
         finally:
             theirs.close()
         self._channel = ours
+        with suppress(OSError):  # it has died already: `fork` tries again
+            for payload, pidfd in self._guarded.items():
+                ours.send(Kind.GUARD, payload, [pidfd])
 
     def _end(self) -> None:
         """Close the connection, at which the template ends; what was forked from it does not."""

@@ -9,14 +9,17 @@ import gc
 import os
 import signal
 import socket
-import struct
+from contextlib import suppress
 from importlib import import_module
-from typing import Final
+from typing import TYPE_CHECKING
 
 from xenpy.devices.isolation import child
-from xenpy.devices.isolation.channel import Channel, Kind
+from xenpy.devices.isolation.channel import PID, Channel, Kind
 
-PID: Final = struct.Struct("=i")
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xenpy.devices.isolation.channel import Message
 
 
 def main(fd: int) -> None:
@@ -28,16 +31,32 @@ def main(fd: int) -> None:
         signal.SIGCHLD, signal.SIG_IGN
     )  # the kernel buries them; whoever asked for one has a descriptor of it
     channel = Channel(socket.socket(fileno=fd))
+    guarded: dict[bytes, int] = {}
     while (message := channel.receive()) is not None:
-        pid = os.fork()
-        if not pid:
-            channel.close()
-            child.main(Channel(socket.socket(fileno=message.fds[0])))
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:  # it lived that short
-            channel.send(Kind.FORKED, PID.pack(pid))
-        else:
-            channel.send(Kind.FORKED, PID.pack(pid), [pidfd])
-            os.close(pidfd)
-        message.close()
+        match message.kind:
+            case Kind.GUARD:
+                guarded[message.payload] = message.fds[0]
+            case Kind.UNGUARD:
+                os.close(guarded.pop(message.payload))
+            case _:
+                _fork(channel, message, guarded.values())
+    for pidfd in guarded.values():
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _fork(channel: Channel, message: Message, guarded: Iterable[int]) -> None:
+    pid = os.fork()
+    if not pid:
+        channel.close()
+        for fd in guarded:
+            os.close(fd)
+        child.main(Channel(socket.socket(fileno=message.fds[0])))
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:  # it lived that short
+        channel.send(Kind.FORKED, PID.pack(pid))
+    else:
+        channel.send(Kind.FORKED, PID.pack(pid), [pidfd])
+        os.close(pidfd)
+    message.close()

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from xenpy.abi.blkif import LAYOUTS
+from xenpy.devices.grants import HostGrants
 from xenpy.devices.ring import ring_entries
-from xenpy.devices.vbd.grants import HostGrants
 from xenpy.devices.vbd.pages import GrantedPages
 from xenpy.devices.vbd.queue import BlockQueue
 from xenpy.devices.vbd.requests import BlockRing

@@ -5,17 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.blkif import LAYOUTS
 from xenpy.devices.isolation.grants import GrantServer, ram_offset
 from xenpy.devices.isolation.keeper import Keeper, Line
-from xenpy.devices.vbd.journal import Journal
+from xenpy.devices.journal import Journal
 from xenpy.devices.vbd.queue import MAX_VECTORS
 from xenpy.devices.vbd.requests import MAX_INDIRECT_SEGMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from xenpy.devices.isolation.grants import IsolationServices
     from xenpy.devices.vbd.backing import Parcel
@@ -51,8 +51,13 @@ class Isolated:
             "protocol": plan.protocol, "rings": self._rings, "entries": plan.entries, "kept": plan.kept,
             "kind": parcel.kind, "fields": parcel.fields,
         }  # fmt: skip
+
+        def describe(fds: list[int]) -> Mapping[str, Any]:
+            fds += map(os.dup, parcel.fds)
+            return device
+
         self.keeper: Final = Keeper(
-            services, domid, name, self._lines, service="vbd", device=device, fds=parcel.fds,
+            services, domid, name, self._lines, service="vbd", device=describe,
             progress=lambda: [journal.answered for journal in self._journals], fail=fail,
         )  # fmt: skip
 

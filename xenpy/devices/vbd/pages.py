@@ -10,7 +10,7 @@ from xenpy.devices.vbd.requests import SECTORS_PER_PAGE, parse_segments
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from xenpy.devices.vbd.grants import Grants, Page
+    from xenpy.devices.grants import Grants, Page
     from xenpy.devices.vbd.requests import Request, Segment
 
 

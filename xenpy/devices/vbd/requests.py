@@ -15,6 +15,7 @@ from xenpy.abi.blkif import (
     SEGMENT,
     SEGMENTS_PER_INDIRECT_PAGE,
 )
+from xenpy.devices.journaled import JournaledRing
 from xenpy.devices.ring import BackRing
 from xenpy.errors import FrontendError
 from xenpy.memory import PAGE_SIZE
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xenpy.abi.blkif import BLKIF_RSP, BlkifLayout
-    from xenpy.devices.vbd.journal import Journal
+    from xenpy.devices.journal import Journal
 
 MAX_INDIRECT_SEGMENTS: Final = 256
 """A megabyte a request; more would be up to BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_INDIRECT_PAGE."""
@@ -70,21 +71,13 @@ class BlockRing:
     """
 
     def __init__(self, pages: Sequence[memoryview], layout: BlkifLayout, journal: Journal | None = None) -> None:
-        self._journal = journal
-        self._again = [] if journal is None else journal.mend(pages[0])
-        self.ring = BackRing(pages, layout.entry_size)
+        size = layout.entry_size
+        self.ring = BackRing(pages, size) if journal is None else JournaledRing(pages, size, journal)
         self._layout = layout
-        if len(self.ring.take(len(self._again))) < len(self._again):  # in the ring, responses may lie over them
-            raise FrontendError(f"ring: {len(self._again)} requests are under way, and req_prod now says fewer")
 
     def take(self) -> list[Request]:
         """Return the requests that have come. Raises FrontendError for an impossible index or request."""
-        entries, self._again = self._again, []
-        if not entries:
-            entries = self.ring.take()
-            if self._journal is not None:
-                self._journal.take(entries)
-        return [decode(entry, self._layout) for entry in entries]
+        return [decode(entry, self._layout) for entry in self.ring.take()]
 
     def answer(self, request: Request, status: BLKIF_RSP) -> None:
         """Write the response to a request; `push` shows it to the guest."""
@@ -92,8 +85,6 @@ class BlockRing:
 
     def push(self) -> bool:
         """Show the guest the responses so far; tell whether it wants an event for them."""
-        if self._journal is not None:
-            self._journal.answer(self.ring.in_flight)
         return self.ring.push()
 
     def more(self) -> bool:

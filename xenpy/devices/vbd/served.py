@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from xenpy.abi.blkif import LAYOUTS
+from xenpy.devices.isolation.child import serve_in_threads
+from xenpy.devices.journal import Journal
 from xenpy.devices.vbd.backing import RawBacking
-from xenpy.devices.vbd.journal import Journal
 from xenpy.devices.vbd.overlay import Overlay
 from xenpy.devices.vbd.pages import GrantedPages
 from xenpy.devices.vbd.queue import BlockQueue
@@ -16,15 +17,17 @@ from xenpy.devices.vbd.requests import BlockRing
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from xenpy.devices.isolation.channel import Channel
     from xenpy.devices.isolation.child import Job, Line
     from xenpy.devices.vbd.backing import Backing
 
 
-def prepare(job: Job) -> list[Callable[[Callable[[], bool]], None]]:
-    """Return what serves each queue until nothing waits, or until the function that it is given says so."""
+def main(job: Job, control: Channel) -> None:
+    """Serve the queues until told to stop."""
     device = job.device
     backing = adopt(device["kind"], device["fields"], job.fds)
-    return [_server(job, line, ring, backing) for line, ring in zip(job.lines, device["rings"], strict=True)]
+    servers = [_server(job, line, ring, backing) for line, ring in zip(job.lines, device["rings"], strict=True)]
+    serve_in_threads(job, control, servers)
 
 
 def adopt(kind: str, fields: Mapping[str, Any], fds: Sequence[int]) -> Backing:

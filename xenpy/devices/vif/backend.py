@@ -5,65 +5,43 @@ Ref: xen/include/public/io/netif.h, docs/misc/xenstore-paths.pandoc
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, ClassVar
 
-from xenpy.devices.vif.connection import MAX_QUEUES, Connection
-from xenpy.devices.vif.credit import Credit
-from xenpy.devices.vif.offload import adapt
-from xenpy.devices.xenbus import Backend, Nodes, Services
+from xenpy.devices.vif.control import Control
+from xenpy.devices.vif.plan import MAX_QUEUES, read_plan
+from xenpy.devices.xenbus import Backend, Nodes
 from xenpy.errors import FrontendError, XenError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from xenpy.config.vif import VifConfig
-    from xenpy.devices.vif.frame import Frame
-    from xenpy.devices.vif.link import Link
-    from xenpy.devices.vif.switch import Switches
-    from xenpy.loop import Deadline, Loop
+    from xenpy.devices.vif.services import VifServices
+    from xenpy.devices.vif.station import Listener, Station
     from xenpy.pv.xenstore.client import LocalWatch
 
 _MULTICAST_WISH = "request-multicast-control"
 
 
-class VifServices(Services, Protocol):
-    """What a vif needs of the host beyond what every backend does."""
-
-    @property
-    def loop(self) -> Loop:
-        """Return the host's loop."""
-
-    @property
-    def switches(self) -> Switches:
-        """Return the switches between this host's guests."""
-
-
 class Vif(Backend):
-    """A guest's interface before `link`, which is the vif's to close."""
+    """A guest's interface, whose frames are moved by what `make_station` returns; that is the vif's to close."""
 
     kind: ClassVar[str] = "vif"
 
-    def __init__(self, services: VifServices, domid: int, config: VifConfig, link: Link) -> None:
+    def __init__(
+        self, services: VifServices, domid: int, config: VifConfig, make_station: Callable[[Listener], Station]
+    ) -> None:
         super().__init__(services, domid, config.devid)
         self.config = config
-        self.link = link
-        self._loop = services.loop
-        self._connection: Connection | None = None
-        self._credit = Credit(config.rate, time.monotonic()) if config.rate else None
-        self._credit_due: Deadline | None = None
-        self._due = False  # a call of `_serve` is on its way
-        self._blocked = False
+        self._blocked = self._filtering = False
         self._carrier = self._link_up = True
+        self._control: Control | None = None
+        self._control_due = False
         self._wishes: LocalWatch | None = None
-        self._released = False
-        services.call_soon(self._attach)
-
-    def _attach(self) -> None:
-        with self.lock:
-            if not self._released:
-                self.link.attach(self)
+        self._stack = ExitStack()
+        self.station = make_station(self)
 
     @property
     def lock(self) -> threading.RLock:
@@ -106,41 +84,61 @@ class Vif(Backend):
         }
 
     def connect(self) -> Nodes:
-        """Map rings and bind ports."""
-        connection = Connection(self.services, self.domid, self.frontend, self._schedule_service)
-        self._connection = connection
-        path = f"{self.frontend.path}/{_MULTICAST_WISH}"
-        self._wishes = self.services.store.watch(path, lambda _path, _token: self._hear_wishes())
-        self._schedule_service()
+        """Map rings and bind ports, and have them served."""
+        plan = read_plan(self.frontend)
+        with ExitStack() as stack:
+            self._control = Control(self.services, self.domid, plan, stack, self._schedule_control)
+            self._filtering = self._wants_filter()
+            self._apply()
+            self.station.connect(plan, self._control.steering)
+            path = f"{self.frontend.path}/{_MULTICAST_WISH}"
+            wishes = self.services.store.watch(path, lambda _path, _token: self._hear_wishes())
+            stack.callback(wishes.cancel)
+            self._stack = stack.pop_all()
+        self._schedule_control()
         return {}
 
     def disconnect(self, done: Callable[[], None]) -> None:
-        """Unmap and unbind; nothing of the guest's is in use between calls from the loop."""
-        if self._wishes is not None:
-            self._wishes.cancel()
-            self._wishes = None
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.close()
-        done()
+        """Unmap and unbind."""
+        self._control = None
+        self._stack.close()
+        self.station.disconnect(done)
 
     def release(self) -> None:
         """Close the link."""
-        with self.lock:
-            self._released = True
-            if self._credit_due is not None:
-                self._credit_due.cancel()
-            self.link.close()
+        self.station.close()
+
+    def _wants_filter(self) -> bool:
+        return self.frontend.text(_MULTICAST_WISH, "0").strip() not in ("0", "")
 
     def _hear_wishes(self) -> None:
         """Read, in the loop's thread, whether the guest wants group frames filtered."""
 
         def read() -> None:
             with self.lock:
-                if self._connection is not None:
-                    self._connection.filtering = self.frontend.text(_MULTICAST_WISH, "0").strip() not in ("0", "")
+                if self._control is not None:
+                    self._filtering = self._wants_filter()
+                    self._apply()
 
         self.services.call_soon(read)
+
+    def _schedule_control(self) -> None:
+        """Have the control ring looked at in the loop's thread; called under the lock."""
+        if not self._control_due:
+            self._control_due = True
+            self.services.call_soon(self._serve_control)
+
+    def _serve_control(self) -> None:
+        with self.lock:
+            self._control_due = False
+            if self._control is None:
+                return
+            try:
+                if self._control.serve():
+                    self.station.steer()
+            except (FrontendError, XenError) as error:
+                self._control = None
+                self.fail(error)
 
     # -- from the host's user -----------------------------------------------------------------------------------------
 
@@ -153,85 +151,24 @@ class Vif(Backend):
         """Plug the cable in or out: no frames pass, and the guest is told, if its driver looks. From any thread."""
         with self.lock:
             self._carrier = up
+            self._apply()
             self._tell_carrier()
 
     def block(self, *, blocked: bool = True) -> None:
         """Lose every frame in both directions, or no longer; the guest is told nothing. From any thread."""
         with self.lock:
             self._blocked = blocked
+            self._apply()
 
-    # -- frames -------------------------------------------------------------------------------------------------------
-
-    def _schedule_service(self) -> None:
-        """Have the rings looked at in the loop's thread, where links are; called under the lock."""
-        if not self._due:
-            self._due = True
-            self.services.call_soon(self._serve)
-
-    def _serve(self) -> None:
-        with self.lock:
-            self._due = False
-            connection = self._connection
-            if connection is None:
-                return
-            try:
-                connection.serve_control()
-                again = not self.link.busy and connection.transmit(self._send, self._may_send)
-                connection.deliver(())  # what is left of a frame that there was no room for
-                self.link.resume()
-            except (FrontendError, XenError) as error:
-                self._give_up(error)
-                return
-            if again and not self.link.busy:
-                self._schedule_service()
-
-    def _may_send(self, size: int) -> bool:
-        if self.link.busy:
-            return False  # `link_idle` goes on with it
-        if self._credit is None:
-            return True
-        wait = self._credit.take(size, time.monotonic())
-        if wait and self._credit_due is None:
-            self._credit_due = self._loop.call_later(wait, self._on_credit)
-        return not wait
-
-    def _on_credit(self) -> None:
-        with self.lock:
-            self._credit_due = None
-            self._schedule_service()
-
-    def _send(self, frames: Sequence[Frame]) -> None:
-        if self._blocked or not self.is_up:
-            return
-        offloads = self.link.offloads
-        ready = [adapted for frame in frames for adapted in adapt(frame, offloads)]
-        self.link.send(ready)
-
-    def deliver(self, frames: Sequence[Frame]) -> int:
-        """Give the guest frames; return how many of them, from the first on, need not be offered again."""
-        if self._connection is None or self._blocked or not self.is_up:
-            return len(frames)
-        try:
-            return self._connection.deliver(frames)
-        except (FrontendError, XenError) as error:
-            self._give_up(error)
-            return len(frames)
-
-    def _give_up(self, error: Exception) -> None:
-        """Have nothing more to do with the frontend's rings, and say why."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self.fail(error)
-
-    def link_idle(self) -> None:
-        """Go on with what the guest wants sent."""
-        self._schedule_service()
+    def _apply(self) -> None:
+        self.station.set(is_open=self.is_up and not self._blocked, filtering=self._filtering)
 
     def link_changed(self, *, up: bool) -> None:
-        """Tell the guest."""
-        self._link_up = up
-        self._tell_carrier()
+        """Tell the guest. From any thread."""
+        with self.lock:
+            self._link_up = up
+            self._apply()
+            self._tell_carrier()
 
     def _tell_carrier(self) -> None:
         if not self._closed:  # else the device's tree is gone, or about to be

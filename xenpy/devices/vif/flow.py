@@ -6,7 +6,7 @@ Ref: xen/include/public/io/netif.h, "Hash types", "Control messages"
 from __future__ import annotations
 
 from struct import iter_unpack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.netif import (
     XEN_NETIF_CTRL_HASH_ALGORITHM_NONE,
@@ -20,7 +20,7 @@ from xenpy.devices.vif.headers import TCP, ip_addresses, parse
 from xenpy.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from xenpy.devices.vif.frame import Frame
 
@@ -63,6 +63,18 @@ class Steering:
         self._key = b""
         self._mapping: list[int] = []
         self._known: dict[bytes, int] = {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what the guest has set, for `adopt`."""
+        return {
+            "algorithm": self._algorithm, "types": self._types, "key": self._key.hex(), "mapping": list(self._mapping)
+        }  # fmt: skip
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Choose as another one does, whose `state` this is."""
+        self._algorithm, self._types = state["algorithm"], state["types"]
+        self._key, self._mapping = bytes.fromhex(state["key"]), state["mapping"]
+        self._known.clear()
 
     def choose(self, frame: Frame) -> int:
         """Return the queue for a frame, and put the hash in it if the guest asked for one."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from xenpy.devices.vif.frame import ALL_OFFLOADS
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from xenpy.devices.vif.frame import Frame, Offloads
 
@@ -21,7 +21,7 @@ class Sink(Protocol):
     """An interface as its link sees it. Everything is called in the loop's thread, under `lock`."""
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> AbstractContextManager[object]:
         """Return the host's lock."""
 
     def deliver(self, frames: Sequence[Frame]) -> int:

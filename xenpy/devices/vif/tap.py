@@ -14,7 +14,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from xenpy.devices.vif.checksum import checksum
 from xenpy.devices.vif.frame import ETH_HLEN, MAX_FRAME, Frame, Gso
@@ -57,6 +57,8 @@ _NO_HEADER: Final = _HEADER.pack(0, 0, 0, 0, 0, 0)
 
 _SLOT: Final = _HEADER.size + MAX_FRAME + 1
 _BUFFER_SIZE: Final = 8 * _SLOT
+_MAX_WAITING: Final = 1 << 13
+"""Frames that may wait in a tap, more or less: the kernel's own bound is far below."""
 _PRIVILEGE: Final = (
     "that needs CAP_NET_ADMIN: run as root, or leave out bridge= and vifname= for user networking, which needs nothing"
 )
@@ -71,16 +73,36 @@ class TapLink(Link):
     def __init__(self, loop: Loop, name: str, bridge: str | None, mtu: int | None) -> None:
         if not 0 < len(os.fsencode(name)) <= _MAX_NAME:
             raise ConfigError(f"vifname={name} is not the name of an interface: 1 to {_MAX_NAME} bytes")
-        self._loop = loop
-        self._sink: Sink | None = None
-        self._input = bytearray(_BUFFER_SIZE)
-        self._kept: list[Frame] = []
-        self._fd = _open_tap(name)
+        self._use(loop, _open_tap(name))
         try:
             _configure(name, bridge, mtu)
         except HostError:
             self.close()
             raise
+
+    @classmethod
+    def adopt(cls, loop: Loop, fd: int) -> Self:
+        """Return the tap that another process has opened; the descriptor is ours then."""
+        self = cls.__new__(cls)
+        self._use(loop, fd)
+        return self
+
+    def _use(self, loop: Loop, fd: int) -> None:
+        self._loop = loop
+        self._sink: Sink | None = None
+        self._input = bytearray(_BUFFER_SIZE)
+        self._kept: list[Frame] = []
+        self._fd = fd
+
+    def dup(self) -> int:
+        """Return a descriptor for another process."""
+        return os.dup(self._fd)
+
+    def drain(self) -> None:
+        """Drop the frames that wait: they are for who was there when they came."""
+        with suppress(OSError):  # nothing more, or the interface is down
+            for _ in range(_MAX_WAITING):
+                os.readv(self._fd, [self._input])
 
     def attach(self, sink: Sink) -> None:
         """Begin to deliver frames to an interface."""
