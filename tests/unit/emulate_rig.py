@@ -46,8 +46,12 @@ class FakeMachine:
         self.drs = dict.fromkeys((0, 1, 2, 3, 6, 7), 0)
         self.msrs: dict[int, int] = {}
         self.ports: dict[int, int] = {}
+        self.open_ports: set[int] = set()
         self.calls: list[tuple[Any, ...]] = []
         self.tsc = 0x1_2345_6789
+
+    def bitmap_permits(self, port: int, size: int) -> bool:
+        return self.open_ports.issuperset(range(port, port + size))
 
     def read_code(self, gva: int, size: int) -> bytes:
         page = self.pages.get(gva & -PAGE, b"")

@@ -38,6 +38,7 @@ class FakeVcpu:
     def __init__(self, domain: FakeDomain, vcpu_id: int) -> None:
         self.vcpu_id = vcpu_id
         self.iopl = 0
+        self.io_bitmap = 0, 0
         self.kernel_l4 = self.user_l4 = 0
         self.is_up = vcpu_id == 0
         self.timers = VcpuTimers(domain.clock, domain.evtchn, vcpu_id, lambda: self.asked.append(("rearm",)))

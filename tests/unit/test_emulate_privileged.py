@@ -140,6 +140,20 @@ def test_iopl(code: str, in_kernel: bool, architectural: bool, enough: int, iopl
         assert machine.calls == []
 
 
+@pytest.mark.parametrize("in_kernel", [True, False])
+@pytest.mark.parametrize("code", ["66ed", "ed", "e580", "ef", "6d", "6f"])
+def test_ports_by_the_bitmap(code: str, in_kernel: bool) -> None:
+    machine = machine_at(code, rdi=DATA, rsi=DATA, rdx=0x80)
+    machine.iopl, machine.in_kernel = 0, in_kernel
+    size = 2 if code.startswith("66") else 4
+    machine.open_ports = set(range(0x80, 0x80 + size - 1))
+    assert fault(machine) == GP
+    assert machine.calls == []
+    machine.open_ports.add(0x80 + size - 1)
+    done(machine, len(code) // 2)
+    assert len(machine.calls) == 1
+
+
 @pytest.mark.parametrize("code", ["fa", "fb"])
 def test_cli_and_sti_change_nothing(code: str) -> None:
     machine = machine_at(code, rflags=0x202)

@@ -114,6 +114,7 @@ def test_iopl(pv_domain: FakeDomain, iopl: int, result: int) -> None:
 def test_iobitmap(pv_domain: FakeDomain, ports: int, result: int) -> None:
     pv_domain.put(ARG, (UNMAPPED, 8), (ports, 4))
     assert pv_domain.hypercall(PHYSDEV_OP, physdev.PHYSDEVOP_set_iobitmap.number, ARG) == result
+    assert pv_domain.vcpus[0].io_bitmap == ((0, 0) if result else (UNMAPPED, ports))
 
 
 def test_physical_interrupts_are_refused(pv_domain: FakeDomain) -> None:

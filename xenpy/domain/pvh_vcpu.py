@@ -91,7 +91,8 @@ class PvhVcpu(Vcpu):
     def _hypercall(self, number: int, args: Sequence[int], *, wide: bool, cpl: int) -> int:
         if cpl:
             return -Errno.EPERM
-        self._up = True
+        if not self._up:
+            self._set_online(True)
         result = self._call(number, args, wide=wide)
         if self.upcalls.unsettled:
             self.upcalls.work()
@@ -162,7 +163,7 @@ class PvhVcpu(Vcpu):
         if not self._started:
             raise XenError(Errno.EINVAL, f"vCPU {self.vcpu_id} is not initialised")
         if not self._up:
-            self._up = True
+            self._set_online(True)
             self.request(self._start)
 
     def _start(self) -> None:
@@ -174,7 +175,7 @@ class PvhVcpu(Vcpu):
 
     def down(self) -> None:
         """Take the vCPU offline, the calling one when its hypercall has returned."""
-        self._up = False
+        self._set_online(False)
         self._requests.append(self._stop)
         self.kick()
 

@@ -41,6 +41,8 @@ class ThreadRunstate:
         """What of (running, waiting) belongs to the time before the clock last changed, in system time."""
         self._host_before = 0, 0
         """Both then, in the host's time."""
+        self._offline_since: int | None = None
+        self._offline_ns = 0
         self._cpu_clock: int | None = None
         self._schedstat = ""
         self._area: tuple[GuestMemory, int, bool] | None = None
@@ -52,15 +54,32 @@ class ThreadRunstate:
         self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._schedstat = f"/proc/self/task/{threading.get_native_id()}/schedstat"
 
+    def set_online(self, online: bool) -> None:
+        """Take note that the vCPU goes online or offline, or stays so."""
+        now = self._clock.now()
+        if online:
+            self._offline_ns = self._offline(now)
+            self._offline_since = None
+        elif self._offline_since is None:
+            self._offline_since = now
+
+    def _offline(self, now: int) -> int:
+        """Return for how long the vCPU has been offline, in ns."""
+        return self._offline_ns + (max(0, now - self._offline_since) if self._offline_since is not None else 0)
+
     def read(self, state: RUNSTATE = RUNSTATE.running) -> Runstate:
         """Return the account as of now."""
-        total = max(0, self._clock.now() - self._started)
+        now = self._clock.now()
+        total = max(0, now - self._started)
+        offline = min(total, self._offline(now))
+        if self._offline_since is not None:
+            state = RUNSTATE.offline
         if self._cpu_clock is None:
             return RUNSTATE.offline, self._started, (0, 0, 0, total)
         running, waited = self._used()
-        running = min(total, running)
-        waited = min(waited, total - running)
-        return state, self._clock.now(), (running, waited, total - running - waited, 0)
+        running = min(total - offline, running)
+        waited = min(waited, total - offline - running)
+        return state, now, (running, waited, total - offline - running - waited, offline)
 
     def _used(self) -> tuple[int, int]:
         """Return how long the thread has run and waited, in system time."""

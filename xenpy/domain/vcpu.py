@@ -45,6 +45,7 @@ class Vcpu(ABC):
         self.domain: Domain = domain
         self.vcpu_id = vcpu_id
         self.iopl = 0
+        self.io_bitmap = 0, 0
         self.kvm = KvmVcpu(domain.vm, kvm_id, sync=sync)
         self.timers = VcpuTimers(domain.clock, domain.evtchn, vcpu_id, self.rearm)
         self.account = ThreadRunstate(domain.clock)
@@ -59,6 +60,7 @@ class Vcpu(ABC):
         self._poll_until: int | None = None
         self._woken = False
         self._started = self._up = vcpu_id == 0
+        self.account.set_online(self._up)
         self._timer_cost_ns = 1
         self._kick_at = 0
         self.thread: threading.Thread | None = None
@@ -230,6 +232,11 @@ class Vcpu(ABC):
             return
         self.kvm.kick_after(delay)
         self._kick_at = now + delay if self.thread is not None else 0  # no thread yet, no timer
+
+    def _set_online(self, online: bool) -> None:
+        """Take note that the vCPU goes online or offline."""
+        self._up = online
+        self.account.set_online(online)
 
     # -- exits --------------------------------------------------------------------------------------------------------
 

@@ -62,7 +62,8 @@ def set_iopl(call: Call, op: Any) -> None:
 
 
 @physdev_op.handles(PHYSDEVOP_set_iobitmap)
-def set_iobitmap(_call: Call, op: Any) -> None:
-    """Set which ports the calling vCPU's user mode may reach; the domain has none, so only the size is checked."""
+def set_iobitmap(call: Call, op: Any) -> None:
+    """Set which ports the calling vCPU may reach whatever its virtual IOPL: those whose bit is 0. The guest keeps the bitmap."""
     if op.nr_ports > IOBITMAP_MAX_PORTS:
         raise XenError(Errno.EINVAL, f"{op.nr_ports} ports")
+    call.vcpu.io_bitmap = op.bitmap, op.nr_ports

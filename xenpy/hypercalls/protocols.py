@@ -23,6 +23,8 @@ class Vcpu(Protocol):
     vcpu_id: int
     timers: VcpuTimers
     iopl: int
+    io_bitmap: tuple[int, int]
+    """Where the guest keeps the bitmap of ports that it forbids, and how many of them; ports beyond are forbidden."""
 
     def register_callback(self, type_: int, flags: int, gva: int) -> None:
         """Register a PV kernel's entry point. Raises XenError."""

@@ -9,26 +9,12 @@ import pytest
 from harness import check
 
 if TYPE_CHECKING:
-    from _pytest.mark import ParameterSet
     from harness import PvRuns
 
 _RANDOM = frozenset({"fuzz"})
 """Kernels that a test module of their own runs."""
 _KERNELS = [name for name in build.PV.names() if name not in _RANDOM]
-_KNOWN = {
-    ("smp", "the_time_it_was_offline"): "time offline counts as blocked",
-    ("privileged", "ports_by_bitmap"): "PHYSDEVOP_set_iobitmap is accepted and has no effect",
-}
-"""What is known not to be as on Xen, and how."""
-
-
-def _item(kernel: str, test: str) -> ParameterSet:
-    reason = _KNOWN.get((kernel, test))
-    marks = [] if reason is None else [pytest.mark.xfail(reason=reason)]
-    return pytest.param(kernel, test, marks=marks, id=f"{kernel}-{test}")
-
-
-_ITEMS = [_item(kernel, test) for kernel in _KERNELS for test in build.PV.tests(kernel)]
+_ITEMS = [pytest.param(name, test, id=f"{name}-{test}") for name in _KERNELS for test in build.PV.tests(name)]
 
 
 @pytest.mark.parametrize(("kernel", "test"), _ITEMS)

@@ -124,10 +124,10 @@ class Contexts(PvState):
         """Bring the vCPU online. Raises XenError(EINVAL) if it was never initialised."""
         if not self._started:
             raise XenError(Errno.EINVAL, f"vCPU {self.vcpu_id} is not initialised")
-        self._up = True
+        self._set_online(True)
         self.kick()
 
     def down(self) -> None:
         """Take the vCPU offline, the calling one when its hypercall has returned."""
-        self._up = False
+        self._set_online(False)
         self.kick()

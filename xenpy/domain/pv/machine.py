@@ -108,6 +108,20 @@ class GuestMachine:
         """Tell whether the guest turned on VMASST_TYPE_architectural_iopl."""
         return bool(self._vcpu.domain.vm_assist & VMASST_architectural_iopl)
 
+    def bitmap_permits(self, port: int, size: int) -> bool:
+        """Tell whether the guest's bitmap permits some ports; of what cannot be read, nothing is permitted."""
+        gva, nr_ports = self._vcpu.io_bitmap
+        if port + size > nr_ports:
+            return False
+        bits = 0
+        for index, number in enumerate(range(port >> 3, (port + size - 1 >> 3) + 1)):
+            try:
+                byte = self._vcpu.domain.memory.read(self._vcpu.translate(gva + number), 1)
+            except XenError:
+                return False
+            bits |= byte[0] << 8 * index
+        return not bits >> (port & 7) & (1 << size) - 1
+
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def read_code(self, gva: int, size: int) -> bytes:

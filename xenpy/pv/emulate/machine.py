@@ -115,6 +115,9 @@ class Machine(Protocol):
     def architectural_iopl(self) -> bool:
         """Tell whether the guest turned on VMASST_TYPE_architectural_iopl."""
 
+    def bitmap_permits(self, port: int, size: int) -> bool:
+        """Tell whether the bitmap of PHYSDEVOP_set_iobitmap permits `size` ports from `port` on."""
+
     def read_code(self, gva: int, size: int) -> bytes:
         """Return up to `size` bytes of code at `gva`, fewer in front of a page that cannot be read."""
 

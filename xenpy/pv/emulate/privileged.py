@@ -44,13 +44,22 @@ def _require_kernel(machine: Machine) -> None:
         raise GuestFault(Vector.GP)
 
 
-def _require_iopl(machine: Machine) -> None:
-    """Raise #GP unless the virtual IOPL covers the caller: the kernel is in ring 1, or in 0 if it asked for that.
+def _iopl_covers(machine: Machine) -> bool:
+    """Tell whether the virtual IOPL covers the caller: the kernel is in ring 1, or in 0 if it asked for that.
 
     Ref: xen/include/public/xen.h, VMASST_TYPE_architectural_iopl
     """
     ring = 3 if not machine.in_kernel else 0 if machine.architectural_iopl else 1
-    if machine.iopl < ring:
+    return machine.iopl >= ring
+
+
+def _require_iopl(machine: Machine) -> None:
+    if not _iopl_covers(machine):
+        raise GuestFault(Vector.GP)
+
+
+def _require_ports(machine: Machine, port: int, size: int) -> None:
+    if not (_iopl_covers(machine) or machine.bitmap_permits(port, size)):
         raise GuestFault(Vector.GP)
 
 
@@ -76,24 +85,24 @@ def _port(machine: Machine, instruction: Instruction) -> int:
 
 
 def _in(machine: Machine, instruction: Instruction) -> None:
-    _require_iopl(machine)
-    size = _port_size(instruction)
-    value = machine.port_in(_port(machine, instruction), size)
+    port, size = _port(machine, instruction), _port_size(instruction)
+    _require_ports(machine, port, size)
+    value = machine.port_in(port, size)
     name, merged = with_register(machine.regs, 0, size, value, has_rex=False)
     setattr(machine.regs, name, merged)
 
 
 def _out(machine: Machine, instruction: Instruction) -> None:
-    _require_iopl(machine)
-    size = _port_size(instruction)
-    machine.port_out(_port(machine, instruction), size, get_register(machine.regs, 0, size, has_rex=False))
+    port, size = _port(machine, instruction), _port_size(instruction)
+    _require_ports(machine, port, size)
+    machine.port_out(port, size, get_register(machine.regs, 0, size, has_rex=False))
 
 
 def _string_port(machine: Machine, instruction: Instruction, rip: int) -> Outcome | GuestFault:
     """Do ins or outs, as often as its prefix says but for `_MAX_REPETITIONS` at a time; `rip` is where it ends."""
-    _require_iopl(machine)
     regs = machine.regs
     port, size = regs.rdx & 0xFFFF, _port_size(instruction)
+    _require_ports(machine, port, size)
     mask = (1 << 8 * instruction.address_size) - 1
     step = -size if regs.rflags & Rflags.DF else size
     outs = instruction.opcode & 2

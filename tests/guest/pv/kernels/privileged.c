@@ -136,6 +136,24 @@ TEST(ports_by_bitmap)
     CHECK_EQ((uint8_t)regs.a, 0xff);
     regs = (struct regs){.d = 0x1235};
     CHECK_EQ(TRAP_WITH("in %%dx, %%al", regs), 13);
+    regs = (struct regs){.d = 0x1234};
+    CHECK_EQ(TRAP_WITH("in %%dx, %%ax", regs), 13); /* the second port is closed */
+    bitmap[0x1237 / 8] = bitmap[0x1238 / 8] = 0;
+    regs = (struct regs){.d = 0x1236};
+    CHECK_EQ(TRAP_WITH("in %%dx, %%eax", regs), NO_TRAP); /* across two bytes of the map */
+    regs = (struct regs){.d = 0x1236};
+    CHECK_EQ(TRAP_WITH("out %%eax, %%dx", regs), NO_TRAP);
+    op.nr_ports = 0x1238;
+    CHECK_OK(CALL2(__HYPERVISOR_physdev_op, PHYSDEVOP_set_iobitmap, &op));
+    regs = (struct regs){.d = 0x1236};
+    CHECK_EQ(TRAP_WITH("in %%dx, %%eax", regs), 13); /* beyond the map */
+    regs = (struct regs){.d = 0x1236};
+    CHECK_EQ(TRAP_WITH("in %%dx, %%ax", regs), NO_TRAP);
+    set_xen_guest_handle(op.bitmap, BAD_PTR);
+    CHECK_OK(CALL2(__HYPERVISOR_physdev_op, PHYSDEVOP_set_iobitmap, &op));
+    regs = (struct regs){.d = 0x1234};
+    CHECK_EQ(TRAP_WITH("in %%dx, %%al", regs), 13); /* nothing to be read there */
+    set_xen_guest_handle(op.bitmap, bitmap);
     op.nr_ports = 0;
     CHECK_OK(CALL2(__HYPERVISOR_physdev_op, PHYSDEVOP_set_iobitmap, &op));
     regs = (struct regs){.d = 0x1234};

@@ -248,4 +248,16 @@ TEST(the_time_it_was_offline)
     struct vcpu_runstate_info info;
     CHECK_OK(vcpu_op(VCPUOP_get_runstate_info, 1, &info));
     CHECK(info.time[RUNSTATE_offline] > 0);
+    CHECK(info.state != RUNSTATE_offline);
+    uint64_t before = info.time[RUNSTATE_offline];
+    REQUIRE(vcpu_op(VCPUOP_down, 1, 0) == 0);
+    uint64_t start = system_time();
+    while (system_time() - start < 20 * MS)
+        sched_op(SCHEDOP_yield, 0);
+    CHECK_OK(vcpu_op(VCPUOP_get_runstate_info, 1, &info));
+    CHECK_EQ(info.state, RUNSTATE_offline);
+    CHECK(info.time[RUNSTATE_offline] >= before + 20 * MS);
+    REQUIRE(vcpu_op(VCPUOP_up, 1, 0) == 0);
+    CHECK_OK(vcpu_op(VCPUOP_get_runstate_info, 0, &info));
+    CHECK_EQ(info.time[RUNSTATE_offline], 0);
 }
