@@ -108,22 +108,23 @@ def wild_index(queue: FrontQueue) -> None:
     queue.tx.req_prod = 258
 
 
-@pytest.mark.parametrize(
-    ("misdeed", "message"),
-    [
-        (torn_packet, "last slot is missing"),
-        (torn_extra, "extra is missing"),
-        (endless_packet, "more than 20 slots"),
-        (endless_extras, "more than 4 extras"),
-        (unknown_extra, "extra of type 77"),
-        (gso_of_nothing, "parts of no size"),
-        (gso_of_no_kind, "offload of type 9"),
-        (crossing, "97 bytes at offset 4000"),
-        (parts_larger_than_whole, "100 bytes has 101"),
-        (bad_gref, "grant 5000"),
-        (wild_index, "req_prod 0x102 is out of bounds"),
-    ],
-)
+MISDEEDS = [
+    (torn_packet, "last slot is missing"),
+    (torn_extra, "extra is missing"),
+    (endless_packet, "more than 20 slots"),
+    (endless_extras, "more than 4 extras"),
+    (unknown_extra, "extra of type 77"),
+    (gso_of_nothing, "parts of no size"),
+    (gso_of_no_kind, "offload of type 9"),
+    (crossing, "97 bytes at offset 4000"),
+    (parts_larger_than_whole, "100 bytes has 101"),
+    (bad_gref, "grant 5000"),
+    (wild_index, "req_prod 0x102 is out of bounds"),
+]
+"""What a driver may do to its transmit ring, and what is said then."""
+
+
+@pytest.mark.parametrize(("misdeed", "message"), MISDEEDS)
 def test_a_broken_request_costs_the_device(
     misdeed: Callable[[FrontQueue], None], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,10 +19,10 @@ from xenpy.devices.vif.isolated import Isolated
 from xenpy.devices.vif.stream import LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from xenpy.devices.isolation.keeper import Keeper
-    from xenpy.devices.vif.station import Listener
+    from xenpy.devices.vif.station import Listener, Station
 
 VNET_HEADER = bytes(10)
 VALID = struct.pack("=BBHHHH", 2, 0, 0, 0, 0, 0)
@@ -134,20 +134,31 @@ class TapWire(Wire):
 
 
 @contextmanager
-def isolated_front(wire: Wire | None = None, *, config: VifConfig | None = None, **how: Any) -> Iterator[NetFront]:
-    """Make a host, a guest and an interface, and connect the guest's driver to it."""
-    services = VifServices()
-    wire = wire or StreamWire()
+def isolated_front(
+    wire: Wire | None = None,
+    *,
+    config: VifConfig | None = None,
+    services: VifServices | None = None,
+    make: Callable[..., Callable[[Listener], Station]] | None = None,
+    before: Callable[[NetFront], object] = id,
+    **how: Any,
+) -> Iterator[NetFront]:
+    """Make a host, a guest and an interface, and connect the guest's driver to it.
+
+    `make` opens what is behind it, if that is not the `wire`; `before` is called before the driver connects.
+    """
+    services = services or VifServices()
     config = config or VifConfig(0, MAC)
-
-    def make(listener: Listener) -> Isolated:
-        return Isolated(services, DOMID, config, wire, listener)
-
-    vif = Vif(services, DOMID, config, make)
+    if make is None:
+        outlet = wire or StreamWire()
+        vif = Vif(services, DOMID, config, lambda listener: Isolated(services, DOMID, config, outlet, listener))
+    else:
+        vif = Vif(services, DOMID, config, make(services, DOMID, config, isolated=True))
     vif.start()
     services.pump()
     try:
         front = NetFront(services, vif, wire, **how)
+        before(front)
         front.connect()
         yield front
     finally:
