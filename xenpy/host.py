@@ -127,6 +127,15 @@ class Guest:
             raise ConfigError(f"{self.domain.name} has no framebuffer {devid}: give it one with vfb=")
         return vfb.image()
 
+    def vnc_address(self, devid: int = 0) -> tuple[str, int]:
+        """Return the address and TCP port where viewers of a framebuffer connect. Raises ConfigError if there is none."""
+        from xenpy.devices.vfb.backend import Vfb
+
+        vfb = self.devices.find(Vfb.kind, devid)
+        if not isinstance(vfb, Vfb) or vfb.viewers is None:
+            raise ConfigError(f"{self.domain.name} has no framebuffer {devid} with VNC: give it one with vfb=['vnc=1']")
+        return vfb.viewers.address
+
     def keyboard(self, devid: int = 0) -> Vkbd:
         """Return a keyboard and pointer of the guest's. Raises ConfigError if it has none."""
         from xenpy.devices.vkbd.backend import Vkbd

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import socket
 import stat
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,13 +21,14 @@ from xenpy.initramfs import make_initramfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.boot, pytest.mark.kvm]
 
 KERNEL = "debian-6.12"  # cloud kernels have neither 9pnet_xen nor xen-kbdfront
 TIMEOUT = 120
 TEXT = "Hello, World!"
+KEYED = "hello, world"
+"""vncdo does not press Shift."""
 WHITE = 0xAA
 
 
@@ -44,7 +49,7 @@ def linux(place: Path) -> Iterator[xenpy.Guest]:
         ramdisk=make_initramfs(images=kernel, modules=["9p", "9pnet_xen"]), cmdline="console=tty0 console=hvc0 quiet",
         p9=[f"tag=share,path={place / 'share'},security_model=none"],
         channel=[f"name=test,connection=socket,path={place / 'channel'}"],
-        vfb=["vnc=0"],
+        vfb=["vncpasswd=geheim"],
     )  # fmt: skip
     with guest:
         guest.run("mkdir /share && mount -t 9p -o trans=xen,version=9p2000.L share /share")
@@ -97,6 +102,26 @@ def test_screen_and_keyboard(linux: xenpy.Guest) -> None:
     succeed(linux, "(head -n 1 </dev/tty1 >/tmp/typed; mv /tmp/typed /tmp/done) >/dev/null 2>&1 & sleep 1")
     linux.keyboard.type(f"{TEXT}\n")
     assert succeed(linux, "while [ ! -e /tmp/done ]; do sleep 1; done; cat /tmp/done") == f"{TEXT}\n"
+
+
+def test_a_viewer_sees_and_types(linux: xenpy.Guest, tmp_path: Path) -> None:
+    vncdo = shutil.which("vncdo", path=str(Path(sys.executable).parent))
+    if vncdo is None:
+        pytest.skip("there is no vncdo: pip install vncdotool")
+    host, port = linux.vnc
+    for node, value in (("vnc-port", str(port)), ("vnc-listen", host)):
+        assert linux.xenstore.read(f"console/{node}") == value
+    succeed(linux, r"printf '\033[2J\033[H\033[?25l\033[47m        ' >/dev/tty1")
+    linux.wait_for(lambda: linux.screenshot().pixel(60, 12) == (WHITE,) * 3, what="white cells")
+    succeed(linux, "(head -n 1 </dev/tty1 >/tmp/keyed; mv /tmp/keyed /tmp/viewed) >/dev/null 2>&1 & sleep 1")
+    words = ["capture", str(tmp_path / "seen.png"), "type", KEYED, "key", "enter"]
+    subprocess.run([vncdo, "-s", f"{host}::{port}", "-p", "geheim", *words], check=True, timeout=TIMEOUT)
+    assert succeed(linux, "while [ ! -e /tmp/viewed ]; do sleep 1; done; cat /tmp/viewed") == f"{KEYED}\n"
+    image = pytest.importorskip("PIL.Image", reason="to read a viewer's picture needs Pillow")
+    with image.open(tmp_path / "seen.png") as seen:
+        assert seen.size == (800, 600)
+        assert seen.convert("RGB").getpixel((60, 12)) == (WHITE,) * 3
+        assert seen.convert("RGB").getpixel((4, 300)) == (0, 0, 0)
 
 
 def test_a_vcpu_comes_and_goes(linux: xenpy.Guest) -> None:

@@ -264,6 +264,12 @@ class Guest:
         return self._core.screenshot()
 
     @property
+    def vnc(self) -> tuple[str, int]:
+        """Return the address and TCP port where VNC viewers of the framebuffer connect. Raises ConfigError if it has none."""
+        self._check_alive("and shows nothing any more")
+        return self._core.vnc_address()
+
+    @property
     def keyboard(self) -> Vkbd:
         """Return the keyboard and pointer that came with the framebuffer. Raises ConfigError."""
         return self._core.keyboard()

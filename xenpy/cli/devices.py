@@ -1,8 +1,10 @@
-"""`block-attach`, `block-detach`, `block-resize`, `block-list`, what of it network interfaces have, and `screenshot`."""
+"""`block-attach`, `block-detach`, `block-resize`, `block-list`, what of it network interfaces have, `screenshot` and `vncviewer`."""
 
 from __future__ import annotations
 
 import click
+
+from xenpy.errors import HostError
 
 
 @click.command("block-attach")
@@ -85,3 +87,25 @@ def screenshot(domain: str, file: str) -> None:
     from xenpy.toolstack import client
 
     client.call(domain, "screenshot", path=file)
+
+
+@click.command()
+@click.argument("domain")
+def vncviewer(domain: str) -> None:
+    """Start the command in $VNCVIEWER with the address of DOMAIN's screen, or print the address if that is not set."""
+    import os
+    import shlex
+
+    from xenpy.devices.vnc.protocol import BASE_PORT
+    from xenpy.toolstack import client
+
+    host, port = client.call(domain, "vnc")
+    command = shlex.split(os.environ.get("VNCVIEWER", ""))
+    where = f"[{host}]" if ":" in host else host
+    if not command:
+        click.echo(f"{where}:{port - BASE_PORT}")
+        return
+    try:
+        os.execvp(command[0], [*command, f"{where}:{port - BASE_PORT}"])
+    except OSError as error:
+        raise HostError(f"VNCVIEWER={command[0]}: {error.strerror}") from None

@@ -43,6 +43,7 @@ TOOLSTACK: Final = {
     "unpause": ("xenpy.cli.power", "unpause", "Let the vCPUs of a domain run."),
     "uptime": ("xenpy.cli.domains", "uptime", "Tell how long domains have been running."),
     "vcpu-list": ("xenpy.cli.domains", "vcpu_list", "List the vCPUs of domains."),
+    "vncviewer": ("xenpy.cli.devices", "vncviewer", "Look at a domain's screen with a VNC viewer."),
     "vcpu-set": ("xenpy.cli.power", "vcpu_set", "Ask a domain to have so many vCPUs online."),
 }
 """Commands that `xl` has as well: name -> module, attribute, one line of help."""

@@ -5,6 +5,7 @@ Ref: xl.cfg(5); defaults compared with `xl create -n` of Xen 4.17
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -316,5 +317,6 @@ def _displays(reader: Reader) -> tuple[tuple[VfbConfig, ...], tuple[VkbConfig, .
     vfbs = [parse_vfb(atom, devid) for devid, atom in enumerate(reader.items("vfb"))]
     if not vfbs and (vfb := vfb_of_domain(reader)) is not None:
         vfbs.append(vfb)
-    vkbs += [VkbConfig(devid=len(vkbs) + number, position=vfb.position) for number, vfb in enumerate(vfbs)]
+    vfbs = [replace(vfb, keyboard=len(vkbs) + number) for number, vfb in enumerate(vfbs)]
+    vkbs += [VkbConfig(devid=vfb.keyboard or 0, position=vfb.position) for vfb in vfbs]
     return tuple(vfbs), tuple(vkbs)

@@ -85,6 +85,8 @@ class VfbConfig:
     vncunused: bool = True
     vncpasswd: str | None = None
     keymap: str | None = None
+    keyboard: int | None = field(default=None, compare=False)
+    """The number of the vkb that viewers type on."""
     position: Position | None = field(default=None, compare=False)
 
 
@@ -150,11 +152,12 @@ def parse_vfb(atom: Atom, devid: int) -> VfbConfig:
     for name in ("sdl", "opengl"):
         if spec.boolean(name):
             raise spec.fail(f"{name}=1 is refused: framebuffers are served over VNC")
+    address, display = _vnc_listen(spec.get("vnclisten"))
     return VfbConfig(
         devid=devid,
         vnc=spec.boolean("vnc", default=True),
-        vnclisten=spec.get("vnclisten") or DEFAULT_VNC_LISTEN,
-        vncdisplay=spec.number("vncdisplay", 0, high=_MAX_DISPLAY),
+        vnclisten=address,
+        vncdisplay=spec.number("vncdisplay", display, high=_MAX_DISPLAY),
         vncunused=spec.boolean("vncunused", default=True),
         vncpasswd=spec.get("vncpasswd"),
         keymap=spec.get("keymap"),
@@ -166,14 +169,24 @@ def vfb_of_domain(reader: Reader) -> VfbConfig | None:
     """Return the framebuffer that a top-level vnc=1 asks for, as xl gives PV guests without vfb=."""
     if not reader.boolean("vnc"):
         return None
+    address, display = _vnc_listen(reader.string("vnclisten"))
     return VfbConfig(
         devid=0,
-        vnclisten=reader.string("vnclisten") or DEFAULT_VNC_LISTEN,
-        vncdisplay=reader.number("vncdisplay", 0, low=0, high=_MAX_DISPLAY),
+        vnclisten=address,
+        vncdisplay=reader.number("vncdisplay", display, low=0, high=_MAX_DISPLAY),
         vncunused=reader.boolean("vncunused", default=True),
         vncpasswd=reader.string("vncpasswd") or None,
         keymap=reader.string("keymap") or None,
     )
+
+
+def _vnc_listen(text: str | None) -> tuple[str, int]:
+    """Return the address and the display number of a vnclisten=, which may have one behind a colon."""
+    address, colon, display = (text or "").rpartition(":")
+    alone = address.count(":") == 0 or address.endswith("]")
+    if not (colon and alone and display.isascii() and display.isdigit() and int(display) <= _MAX_DISPLAY):
+        address, display = text or "", "0"
+    return address.strip("[]") or DEFAULT_VNC_LISTEN, int(display)
 
 
 def parse_vkb(atom: Atom, devid: int) -> VkbConfig:

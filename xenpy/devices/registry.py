@@ -85,6 +85,7 @@ class Devices:
             backend.release()
             raise ConfigError(f"{kind} {backend.params.devid} exists already")
         backend.on_gone = lambda backend: self._forget(key, backend)
+        backend.find = self.find
         self._backends[key] = backend
         return backend
 

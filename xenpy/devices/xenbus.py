@@ -122,6 +122,8 @@ class Backend(ABC):
         self.state = XenbusState.Initialising
         self.on_gone: Callable[[Backend], None] | None = None
         """Called in the loop's thread, without the lock, when an unplugged device has gone."""
+        self.find: Callable[[str, int], Backend | None] = lambda _kind, _devid: None
+        """Finds another device of the same guest by kind and number."""
         self._online = True
         self._connected = False  # something of the guest's is in use, or is about to be let go of
         self._drained: threading.Event | None = (

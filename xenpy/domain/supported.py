@@ -23,7 +23,7 @@ def without_effect(config: DomainConfig) -> Iterator[str]:
         "msr_relaxed": config.msr_relaxed,
         "nomigrate": config.nomigrate,
         "xenstore_quota": bool(config.xenstore_quota),
-        "vnc": any(vfb.vnc for vfb in config.vfbs),
+        "keymap": any(vfb.keymap for vfb in config.vfbs),
         "xenstore_feature_mask": config.xenstore_feature_mask is not None,
     }
     for key, given in unheeded.items():

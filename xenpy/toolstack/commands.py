@@ -48,6 +48,7 @@ class Commands:
             "debug_keys": self.debug_keys,
             "dump_core": self.dump_core,
             "screenshot": self.screenshot,
+            "vnc": self.vnc,
         }
 
     @property
@@ -200,6 +201,11 @@ class Commands:
             Path(path).write_bytes(self._supervisor.guest.screenshot().png())
         except OSError as error:
             raise CommandError(f"{path}: {error.strerror}") from None
+
+    def vnc(self) -> tuple[str, int]:
+        """Return the address and TCP port where viewers of the first framebuffer connect."""
+        self._alive()
+        return self._supervisor.guest.vnc_address()
 
 
 _CRASHES: Final = (End.CRASH, End.WATCHDOG, End.INTERNAL, End.UNSUPPORTED)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from xenpy.abi.fbif import GEOMETRY, LAYOUTS, PD_ENTRIES
-from xenpy.devices.vfb.image import Image, from_xrgb
+from xenpy.devices.vfb.image import Image, from_xrgb, packed
 from xenpy.devices.xenbus import Backend, Nodes, Services
 from xenpy.errors import FrontendError, HostError, XenError
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from xenpy.config.devices import VfbConfig
+    from xenpy.devices.vfb.viewers import Viewers
 
 MAX_PIXELS: Final = 1 << 24
 """4096 x 4096"""
@@ -48,7 +49,7 @@ class Screen:
 
 
 class Vfb(Backend):
-    """One vfb= entry."""
+    """One vfb= entry. Raises ConfigError, HostError if it is to be seen by VNC and cannot be."""
 
     kind: ClassVar[str] = "vfb"
 
@@ -58,12 +59,24 @@ class Vfb(Backend):
         self._pages = services
         self.screen: Screen | None = None
         self._port = 0
+        self.viewers: Viewers | None = None
+        """Who sees it by VNC, if anybody may."""
+        if config.vnc:
+            from xenpy.devices.vfb.viewers import Viewers
+
+            self.viewers = Viewers(self)
 
     def backend_nodes(self) -> Nodes:
         """Return what libxl writes for a framebuffer."""
         config = self.config
         nodes: Nodes = {"vnc": int(config.vnc), "vnclisten": config.vnclisten, "vncdisplay": config.vncdisplay}
         return nodes | {"vncunused": int(config.vncunused), "sdl": 0, "opengl": 0}
+
+    def start(self) -> None:
+        """Write the device's tree and serve it, to the guest and to viewers."""
+        super().start()
+        if self.viewers is not None:
+            self.viewers.start()
 
     def connect(self) -> Nodes:
         """Take note of where the pixels are. Raises FrontendError, XenError."""
@@ -100,10 +113,19 @@ class Vfb(Backend):
         done()
 
     def release(self) -> None:
-        """Do nothing: there is nothing of the host's."""
+        """Send viewers away."""
+        if self.viewers is not None:
+            self.viewers.close()
 
     def image(self) -> Image:
         """Return what the guest shows now. Raises HostError if it shows nothing."""
+        return from_xrgb(*self.pixels())
+
+    def pixels(self) -> tuple[bytes, int, int]:
+        """Return what the guest shows now, blue, green, red and nothing for each pixel, and its width and height.
+
+        Raises HostError if it shows nothing.
+        """
         with self.services.lock:
             screen = self.screen
             if screen is None:
@@ -112,4 +134,4 @@ class Vfb(Backend):
                 data = self._read(screen.gfns)
             except XenError as error:
                 raise HostError(f"domain {self.domid}: framebuffer {self.params.devid}: {error}") from None
-        return from_xrgb(data, screen.width, screen.height, screen.stride)
+        return packed(data, screen.width * _PIXEL, screen.height, screen.stride), screen.width, screen.height

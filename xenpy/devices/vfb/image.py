@@ -41,11 +41,16 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return pack(">I", len(data)) + kind + data + pack(">I", zlib.crc32(kind + data))
 
 
-def from_xrgb(data: bytes, width: int, height: int, stride: int) -> Image:
-    """Return the picture of little-endian pixels of 32 bits, blue first; `stride` is the bytes from row to row."""
+def packed(data: bytes, row: int, height: int, stride: int) -> bytes:
+    """Return rows of `row` bytes without what is between them; `stride` is the bytes from row to row."""
+    if stride == row:
+        return data[: row * height]
+    return b"".join(data[at : at + row] for at in range(0, stride * height, stride))
+
+
+def from_xrgb(pixels: bytes, width: int, height: int) -> Image:
+    """Return the picture of little-endian pixels of 32 bits, blue first."""
     rgb = bytearray(width * height * 3)
-    row = width * 4
-    packed = data if stride == row else b"".join(data[at : at + row] for at in range(0, stride * height, stride))
     for colour in range(3):
-        rgb[colour::3] = packed[2 - colour : row * height : 4]
+        rgb[colour::3] = pixels[2 - colour :: 4]
     return Image(width, height, bytes(rgb))
