@@ -111,7 +111,7 @@ def test_a_viewer_sees_and_types(linux: xenpy.Guest, tmp_path: Path) -> None:
     host, port = linux.vnc
     for node, value in (("vnc-port", str(port)), ("vnc-listen", host)):
         assert linux.xenstore.read(f"console/{node}") == value
-    succeed(linux, r"printf '\033[2J\033[H\033[?25l\033[47m        ' >/dev/tty1")
+    succeed(linux, r"printf '\033[0m\033[2J\033[H\033[?25l\033[47m        ' >/dev/tty1")
     linux.wait_for(lambda: linux.screenshot().pixel(60, 12) == (WHITE,) * 3, what="white cells")
     succeed(linux, "(head -n 1 </dev/tty1 >/tmp/keyed; mv /tmp/keyed /tmp/viewed) >/dev/null 2>&1 & sleep 1")
     words = ["capture", str(tmp_path / "seen.png"), "type", KEYED, "key", "enter"]
