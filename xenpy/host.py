@@ -10,13 +10,14 @@ from xenpy.devices.console import ConsoleRing
 from xenpy.devices.registry import DeviceOptions, Devices
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.idle import HaltWatch
-from xenpy.domain.make import make_domain
-from xenpy.errors import ConfigError, Errno, XenError
+from xenpy.domain.make import make_domain, restore_domain
+from xenpy.errors import ConfigError, Errno, HostError, XenError
 from xenpy.kvm.system import Kvm
 from xenpy.loop import Loop
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.evtchn import HostPorts
 from xenpy.pv.xenstore import Ring, Xenstore
+from xenpy.pv.xenstore.saved import load_domain_nodes
 from xenpy.pv.xenstore.toolstack import (
     ConsoleParams,
     DomainParams,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from xenpy.domain.pv.probe import Traits
     from xenpy.pv.evtchn import PortTable
     from xenpy.pv.gnttab import GrantMapping
+    from xenpy.saved import GuestState, SavedGuest
 
 
 def _ignore_end(_domain: Domain) -> None:
@@ -50,30 +52,59 @@ _GREF_XENSTORE = 1
 class Guest:
     """A domain with its console, xenstore ring, devices and halt watch: what `Host.create` returns."""
 
-    def __init__(self, host: Host, domain: Domain, devices: Devices, sink: Callable[[bytes], int]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        domain: Domain,
+        devices: Devices,
+        sink: Callable[[bytes], int],
+        saved: GuestState | None = None,
+    ) -> None:
         self.host = host
         self.domain = domain
         self.devices = devices
+        self._halt_watch: HaltWatch | None = None
         self._ports: list[int] = []
-        store_port, console_port = self._connect(), self._connect()
-        domain.set_ports(store_port, console_port)
+        connection = None
+        if saved is None:
+            self.store_port, self.console_port = self._connect(), self._connect()
+            domain.set_ports(self.store_port, self.console_port)
+        else:
+            self.store_port, self.console_port, connection = saved.store_port, saved.console_port, saved.connection
+            for port in (self.store_port, self.console_port):
+                self._ports.append(host.ports.bind_interdomain(domain.domid, port))
+            host.store.add_domain(domain.domid)
+            load_domain_nodes(host.store, saved.nodes)
         ours_store, ours_console = self._ports
-        self.ring = Ring(host.store, domain.domid, self._page(domain.store_gfn), lambda: host.notify(ours_store))
+        self.ring = Ring(
+            host.store, domain.domid, self._page(domain.store_gfn), lambda: host.notify(ours_store), resume=connection
+        )
         self.console = ConsoleRing(self._page(domain.console_gfn), lambda: host.notify(ours_console), sink)
+        if saved is not None:
+            host.store.introduce(domain.domid, self.ring.connection)
+            self.console.broken = saved.console_broken
+            self.console.send_input(saved.console_input)
         host.ports.set_handler(ours_store, self.ring.on_event)
         host.ports.set_handler(ours_console, self.console.on_event)
+        if saved is None:
+            self._introduce()
+            devices.start()
+        else:
+            devices.resume(saved.devices)
+
+    def _introduce(self) -> None:
+        """Write a new guest's tree, and grant on its behalf what its toolstack grants."""
+        host, domain = self.host, self.domain
         domain.gnttab.seed(_GREF_CONSOLE, DOM0, domain.console_gfn)
         domain.gnttab.seed(_GREF_XENSTORE, DOM0, domain.store_gfn)
         config = domain.config
         params = DomainParams(
             domid=domain.domid, name=domain.name, uuid=str(config.uuid), memory_kib=config.memory_mib << 10,
             maxmem_kib=config.maxmem_mib << 10, type=config.type.value, vcpus=config.vcpus, maxvcpus=config.maxvcpus,
-            store=RingParams(domain.store_gfn, store_port),
-            console=ConsoleParams(RingParams(domain.console_gfn, console_port)),
+            store=RingParams(domain.store_gfn, self.store_port),
+            console=ConsoleParams(RingParams(domain.console_gfn, self.console_port)),
         )  # fmt: skip
         introduce_domain(host.store, params, self.ring.connection)
-        devices.start()
-        self._halt_watch: HaltWatch | None = None
 
     def _connect(self) -> int:
         """Make an event channel between the guest and us; return the guest's port."""
@@ -200,26 +231,58 @@ class Host:
         except KeyError:
             raise XenError(Errno.ESRCH, f"no domain {domid}") from None
 
+    def restore(
+        self,
+        config: DomainConfig,
+        sink: Callable[[bytes], int],
+        saved: SavedGuest,
+        *,
+        wall: bool = False,
+        isolated_disks: bool = True,
+    ) -> Guest:
+        """Build a guest, not yet running, that goes on where a saved one stood still; with `wall` all the time since has passed for it.
+
+        It has that one's domid, by which it knows its backends. Raises ConfigError, HostError.
+        """
+        from xenpy.domain.saved import Resume
+
+        domid = saved.state.domain.domid
+        if domid in self.domains:
+            raise HostError(
+                f"domain {domid} lives on this host; a guest that was saved as domain {domid} needs another host"
+            )
+        options = DeviceOptions(isolated_disks=isolated_disks, disks=saved.disks)
+        resume = Resume(saved.state.domain, saved.ram, wall)
+        return self._make(
+            config, sink, options, domid, lambda: restore_domain(self, domid, config, resume), saved.state
+        )
+
     def create(self, config: DomainConfig, sink: Callable[[bytes], int], options: DeviceOptions | None = None) -> Guest:
         """Build a guest, not yet running; `sink` takes console output and returns how many bytes it took.
 
         Raises ConfigError, HostError.
         """
+        domid = self._next_domid
+        return self._make(config, sink, options or DeviceOptions(), domid, lambda: make_domain(self, domid, config))
+
+    def _make(
+        self, config: DomainConfig, sink: Callable[[bytes], int], options: DeviceOptions, domid: int,
+        make: Callable[[], Domain], saved: GuestState | None = None,
+    ) -> Guest:  # fmt: skip
         from xenpy.hypercalls import dispatch
 
         dispatch.load()
-        domid = self._next_domid
-        devices = Devices(self, domid, options or DeviceOptions())
+        devices = Devices(self, domid, options)
         try:
             devices.open(config)
-            domain = make_domain(self, domid, config)
+            domain = make()
         except BaseException:
             devices.close()
             raise
-        self._next_domid += 1
+        self._next_domid = max(self._next_domid, domid + 1)
         self.domains[domid] = domain
         with self.lock:
-            return Guest(self, domain, devices, sink)
+            return Guest(self, domain, devices, sink, saved)
 
     # -- what backends ask for, see xenpy.devices.xenbus.Services -----------------------------------------------------
 

@@ -18,6 +18,9 @@ from xenpy.errors import Errno, XenError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from xenpy.framepool import FramePool
+    from xenpy.frozen import FrozenRam
+
 Gpa = NewType("Gpa", int)
 Gfn = NewType("Gfn", int)
 Hva = NewType("Hva", int)
@@ -33,7 +36,10 @@ _HUGE_PAGE: Final = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A page of a memfd that may be mapped at a gfn: the hypervisor's own, or another domain's RAM."""
+    """A page of a memfd that may be mapped at a gfn: the hypervisor's own, or another domain's RAM.
+
+    One with a negative `fd` is a page of private RAM, at gpa `offset`, which nobody else can map.
+    """
 
     fd: int
     offset: int
@@ -47,58 +53,6 @@ class Region:
     size: int
     hva: int
     readonly: bool = False
-
-
-class FramePool:
-    """The hypervisor's own pages, which a guest may map wherever it likes; zeroed when allocated.
-
-    Each is also mapped once in our address space, so that we read and write it wherever the guest has put it.
-    """
-
-    def __init__(self, pages: int = 1024) -> None:
-        self.fd = os.memfd_create("xenpy-frames", os.MFD_CLOEXEC)
-        self.size = pages << PAGE_SHIFT
-        os.ftruncate(self.fd, self.size)
-        self._hva = libc.map_memory(0, self.size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, self.fd)
-        self._view = libc.buffer(self._hva, self.size)
-        self._free: list[int] = []
-        self._next = 0
-
-    def allocate(self) -> Frame:
-        """Return a zeroed page. Raises XenError(ENOMEM) when the pool is used up."""
-        if self._free:
-            offset = self._free.pop()
-            self._view[offset : offset + PAGE_SIZE] = bytes(PAGE_SIZE)
-        elif self._next < self.size:
-            offset = self._next
-            self._next += PAGE_SIZE
-        else:
-            raise XenError(Errno.ENOMEM, "hypervisor frame pool exhausted")
-        return Frame(self.fd, offset)
-
-    def free(self, frame: Frame) -> None:
-        """Give a page back."""
-        self._free.append(frame.offset)
-
-    def owns(self, frame: Frame) -> bool:
-        """Tell whether a frame is one of this pool's."""
-        return frame.fd == self.fd
-
-    def view(self, frame: Frame) -> memoryview:
-        """Return the live page as a writable view of 4096 bytes."""
-        return self._view[frame.offset : frame.offset + PAGE_SIZE]
-
-    def hva(self, frame: Frame) -> int:
-        """Return the address of the page in our own address space."""
-        return self._hva + frame.offset
-
-    def close(self) -> None:
-        """Unmap and close; views handed out must not be used any more."""
-        if self.fd >= 0:
-            self._view.release()
-            libc.unmap_memory(self._hva, self.size)
-            os.close(self.fd)
-            self.fd = -1
 
 
 def _ignore_region(_region: Region) -> None:
@@ -119,7 +73,8 @@ class GuestMemory:
         self._view = libc.buffer(self._base, 1 << ADDRESS_BITS)
         self.u64 = self._view.cast("Q")
         """The whole space as 64-bit words, unchecked: index with gpa >> 3 only after `check`."""
-        self._fd = os.memfd_create("xenpy-ram", os.MFD_CLOEXEC)
+        self._fd = os.memfd_create("xenpy-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._private = False
         self._ram_size = 0
         self._ram_pages = 0
         self._starts: list[int] = []
@@ -137,8 +92,13 @@ class GuestMemory:
 
     @property
     def ram_fd(self) -> int:
-        """Return the memfd that holds the RAM."""
+        """Return the memfd that holds the RAM, which is shared with whoever has it unless `is_private`."""
         return self._fd
+
+    @property
+    def is_private(self) -> bool:
+        """Tell whether what is written to the RAM is seen in this process only: the memfd is a frozen state, of this domain or another."""
+        return self._private
 
     def hva(self, gpa: int) -> int:
         """Return our address of a guest-physical address; says nothing about its being populated."""
@@ -156,12 +116,47 @@ class GuestMemory:
         )
         if size >= _HUGE_PAGE:
             libc.advise(hva, size, libc.MADV_HUGEPAGE)
-        self._ram.append((gpa, size, offset))
-        self._absent[gpa] = bytearray(size >> PAGE_SHIFT)
-        self._ram_pages += size >> PAGE_SHIFT
-        self._add_region(Region(gpa, size, hva))
+        self._note_ram((gpa, size, offset), bytearray(size >> PAGE_SHIFT))
+
+    def _note_ram(self, ram: tuple[int, int, int], absent: bytearray) -> None:
+        gpa, size, _ = ram
+        self._ram.append(ram)
+        self._absent[gpa] = absent
+        self._ram_pages += absent.count(0)
+        self._add_region(Region(gpa, size, self._base + gpa))
         if size > self._main_end - self._main_start:
             self._main_start, self._main_end = gpa, gpa + size
+
+    def freeze(self) -> FrozenRam:
+        """Return the RAM as it is now, to be used by any number of spaces; this one goes on with a private copy of what it changes.
+
+        Nobody may use the memory meanwhile, and who has mapped the RAM elsewhere must let go before it is sealed. Frames that are
+        placed are no part of it.
+        """
+        from xenpy.frozen import FrozenRam, copy_of
+
+        runs = tuple((*run, bytes(self._absent[run[0]])) for run in self._ram)
+        if self._private:
+            return copy_of(self._base, runs)
+        self._private = True
+        for gpa, size, offset in self._ram:
+            self._map_private(gpa, size, self._fd, offset)
+        for gfn, frame in self._placed.items():
+            if self._region_at(gfn << PAGE_SHIFT) is not None:
+                self.place(gfn, frame)
+        return FrozenRam(os.dup(self._fd), runs)
+
+    def adopt(self, ram: FrozenRam) -> None:
+        """Have a frozen state as RAM, with a private copy of what is changed; in a space that has none."""
+        self._private = True
+        for gpa, size, offset, absent in ram.runs:
+            self._map_private(gpa, size, ram.fd, offset)
+            self._note_ram((gpa, size, offset), bytearray(absent))
+
+    def _map_private(self, gpa: int, size: int, fd: int = -1, offset: int = 0) -> None:
+        """Map part of a file copy-on-write, or zeroes."""
+        sharing = libc.MAP_PRIVATE | libc.MAP_FIXED | (libc.MAP_ANONYMOUS if fd < 0 else 0)
+        libc.map_memory(self._base + gpa, size, libc.PROT_READ | libc.PROT_WRITE, sharing, fd, offset)
 
     def add_frames(self, gpa: int, pool: FramePool) -> None:
         """Show all of a pool's frames, those not yet allocated too, from `gpa` on."""
@@ -179,6 +174,10 @@ class GuestMemory:
         gpa = gfn << PAGE_SHIFT
         if gfn < 0 or gpa >= 1 << ADDRESS_BITS:
             raise XenError(Errno.EINVAL, f"gfn {gfn:#x} is beyond {ADDRESS_BITS} address bits")
+        if frame.fd < 0:
+            raise XenError(
+                Errno.EINVAL, "a page of a fork's RAM, or of a guest that has been forked, is nobody else's to map"
+            )
         prot = libc.PROT_READ | libc.PROT_WRITE
         sharing = libc.MAP_PRIVATE if readonly else libc.MAP_SHARED
         libc.map_memory(self._base + gpa, PAGE_SIZE, prot, sharing | libc.MAP_FIXED, frame.fd, frame.offset)
@@ -186,7 +185,8 @@ class GuestMemory:
         ram = self._ram_at(gpa)
         if ram is not None and gfn not in self._placed:
             self._mark(ram, gpa, absent=True)
-            self._punch(ram, gpa)
+            if not self._private:
+                self._punch(ram, gpa)
         self._placed[gfn] = frame
         if not in_slot:
             self._add_region(Region(gpa, PAGE_SIZE, self._base + gpa, readonly))
@@ -255,7 +255,7 @@ class GuestMemory:
         ram = self._ram_at(gpa)
         if ram is None or self._is_absent(ram, gpa):
             return None
-        return Frame(self._fd, ram[2] + gpa - ram[0])
+        return Frame(-1, gpa) if self._private else Frame(self._fd, ram[2] + gpa - ram[0])
 
     @property
     def ram_pages(self) -> int:
@@ -359,10 +359,16 @@ class GuestMemory:
         absents[index] = absent
 
     def _map_ram_page(self, ram: tuple[int, int, int], gpa: int) -> None:
+        if self._private:
+            self._map_private(gpa, PAGE_SIZE)
+            return
         offset = ram[2] + gpa - ram[0]
         prot = libc.PROT_READ | libc.PROT_WRITE
         libc.map_memory(self._base + gpa, PAGE_SIZE, prot, libc.MAP_SHARED | libc.MAP_FIXED, self._fd, offset)
 
     def _punch(self, ram: tuple[int, int, int], gpa: int) -> None:
+        if self._private:
+            self._map_private(gpa, PAGE_SIZE)
+            return
         offset = ram[2] + gpa - ram[0]
         libc.punch_hole(self._fd, offset, PAGE_SIZE)

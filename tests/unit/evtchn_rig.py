@@ -14,7 +14,8 @@ from xenpy.abi.event_channel import (
     EVTCHN_FIFO_PENDING,
 )
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SIZE, FramePool, GuestMemory
+from xenpy.framepool import FramePool
+from xenpy.memory import PAGE_SIZE, GuestMemory
 from xenpy.pv.evtchn import EventChannels, HostPorts, PortTable
 from xenpy.pv.shared_info import SharedInfo
 

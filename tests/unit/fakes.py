@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xenpy.errors import Errno, XenError
+from xenpy.framepool import FramePool
 from xenpy.hypercalls import dispatch
 from xenpy.hypercalls.call import Call
-from xenpy.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, FramePool, GuestMemory
+from xenpy.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, GuestMemory
 from xenpy.pv.evtchn import EventChannels
 from xenpy.pv.gnttab import GrantTable
 from xenpy.pv.hvm_params import HvmParams

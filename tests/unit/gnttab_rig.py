@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from xenpy.abi.grant_table import GTF_permit_access, GTF_sub_page, GTF_transitive
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SIZE, FramePool, GuestMemory
+from xenpy.framepool import FramePool
+from xenpy.memory import PAGE_SIZE, GuestMemory
 from xenpy.pv.gnttab import GrantTable
 
 if TYPE_CHECKING:

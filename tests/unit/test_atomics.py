@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from xenpy import atomics
-from xenpy.memory import FramePool
+from xenpy.framepool import FramePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,7 @@ import pytest
 from emulate_rig import CODE, MASK, PAGE, FakeMachine, assemble
 
 from xenpy import libc
-from xenpy.memory import FramePool
+from xenpy.framepool import FramePool
 from xenpy.pv.emulate import Outcome, emulate_store
 
 if TYPE_CHECKING:

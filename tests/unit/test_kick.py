@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from xenpy.framepool import FramePool
 from xenpy.kvm.kick import KickTimer, kick
-from xenpy.memory import FramePool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from xenpy.errors import Errno, XenError
-from xenpy.memory import ADDRESS_BITS, PAGE_SHIFT, PAGE_SIZE, Frame, FramePool, GuestMemory, Region
+from xenpy.framepool import FramePool
+from xenpy.memory import ADDRESS_BITS, PAGE_SHIFT, PAGE_SIZE, Frame, GuestMemory, Region
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

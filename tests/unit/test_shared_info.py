@@ -8,7 +8,8 @@ import pytest
 
 from xenpy.abi._xen64 import ffi
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SIZE, FramePool, GuestMemory
+from xenpy.framepool import FramePool
+from xenpy.memory import PAGE_SIZE, GuestMemory
 from xenpy.pv.shared_info import LAYOUT_32, LAYOUT_64, TIME_OFFSET, VCPU_INFO_SIZE, Layout, SharedInfo
 
 if TYPE_CHECKING:

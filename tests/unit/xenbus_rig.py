@@ -21,7 +21,8 @@ from xenpy.abi.ring import (
 from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.ring import ring_entries
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SHIFT, PAGE_SIZE, FramePool, GuestMemory
+from xenpy.framepool import FramePool
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE, GuestMemory
 from xenpy.pv.gnttab import GrantMapping, GrantTable
 from xenpy.pv.xenstore import Xenstore
 

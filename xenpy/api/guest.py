@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from subprocess import CompletedProcess
 
     from xenpy.api.settings import Setting
+    from xenpy.api.snapshot import Beginning, Snapshot
     from xenpy.config import DomainConfig
     from xenpy.devices.registry import Devices
     from xenpy.devices.vfb.image import Image
@@ -57,6 +58,7 @@ class Guest:
         timeout: float = DEFAULT_TIMEOUT_S,
         paused: bool = False,
         snapshot: bool = False,
+        beginning: Beginning | None = None,
     ) -> None:
         self._own_host = host is None
         self.host = Host() if host is None else host
@@ -71,6 +73,11 @@ class Guest:
         self.emergency = Transcript(self._progress)
         """What the guest writes to Xen's own console: by the console_io hypercall and I/O port 0xe9."""
         self._shell = Shell(self.console)
+        self._beginning = beginning
+        if beginning is not None:
+            self.console.load(beginning.console)
+            self.emergency.load(beginning.emergency)
+            self._shell.ready = beginning.shell_ready
         try:
             self._core: Core = self.host.call(self._create)
         except BaseException:
@@ -113,7 +120,11 @@ class Guest:
 
     def _create(self) -> Core:
         """Build the domain. In the loop's thread, where a caller that was interrupted meanwhile leaves it to the host."""
-        core = self.host.core.create(self.config, self.console.feed, self._options)
+        if self._beginning is None:
+            core = self.host.core.create(self.config, self.console.feed, self._options)
+        else:
+            begin, self._beginning = self._beginning, None
+            core = self.host.core.restore(self.config, self.console.feed, begin.saved, wall=begin.wall)
         core.domain.on_emergency_output = self._take_emergency_output
         self._core, self.domain = core, core.domain
         self.host.guests.append(self)
@@ -171,6 +182,23 @@ class Guest:
         """Let the vCPUs run again."""
         if self.ending is None:
             self._processors.unpause()
+
+    def snapshot(self) -> Snapshot:
+        """Return the guest as it is now, to be forked into any number of guests. It goes on itself, or stays paused if it was.
+
+        From then on it is one more fork: what it writes to its disks goes to temporary files. Raises HostError for what cannot be saved.
+        """
+        from xenpy.api.snapshot import Snapshot
+        from xenpy.saved import save_guest
+
+        self._check_alive("and cannot be saved")
+        with self._processors.held():
+            self._check_alive("and cannot be saved")
+            saved = save_guest(self._core)
+            return Snapshot(
+                self.config, saved, self.console.written(), self.emergency.written(), shell_ready=self._shell.ready,
+                timeout=self._progress.timeout_s,
+            )  # fmt: skip
 
     def shutdown(self, how: str = "poweroff", timeout: float | None = None) -> Ending:
         """Ask the guest's kernel to end, wait until it has, and return how; `how` is poweroff, reboot, halt or suspend.

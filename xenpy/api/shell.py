@@ -40,7 +40,8 @@ class Shell:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._ready = False
+        self.ready = False
+        """Whether the shell is known to read what is typed."""
         self._lock = threading.Lock()
 
     def run(self, command: str, timeout: float) -> CompletedProcess[str]:
@@ -55,7 +56,7 @@ class Shell:
         deadline = time.monotonic() + timeout
         shown = repr(command if len(command) <= _SHOWN else f"{command[:_SHOWN]}...")
         with self._lock:
-            if not self._ready:
+            if not self.ready:
                 self._synchronize(timeout)
             try:
                 for number in range(0, len(lines), _LINES_AHEAD):
@@ -67,7 +68,7 @@ class Shell:
                 self._await(begin.said, deadline, f"start of {shown}")
                 found = self._await(end.said_status, deadline, f"end of {shown}")
             except Timeout:
-                self._ready = False
+                self.ready = False
                 self._console.send(_INTERRUPT)
                 raise
         return CompletedProcess(command, int(found[1]), found.before.replace("\r\n", "\n"))
@@ -89,7 +90,7 @@ class Shell:
             return self._console.search(marks)
 
         self._console.progress.wait(look, timeout, "shell on the console", poll_s=_FIRST_INTERVAL_S)
-        self._ready = True
+        self.ready = True
 
     def _type(self, *lines: str) -> None:
         for line in lines:

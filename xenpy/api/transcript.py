@@ -70,6 +70,15 @@ def _shown(patterns: Sequence[Pattern]) -> str:
     return " or ".join(text.value if isinstance(text, Eof) else repr(text) for text in texts)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A transcript as plain data: what is kept, how many bytes before it are not, and where the next `expect` begins."""
+
+    data: bytes
+    dropped: int
+    position: int
+
+
 class Transcript:
     """All that a guest has written in one place, since its first byte.
 
@@ -94,6 +103,17 @@ class Transcript:
                 self.dropped += excess
         self.progress.notify()
         return len(data)
+
+    def written(self) -> Written:
+        """Return all of it as plain data."""
+        with self._lock:
+            return Written(bytes(self._data), self.dropped, self.position)
+
+    def load(self, written: Written) -> None:
+        """Begin with what another guest has written."""
+        with self._lock:
+            self._data[:] = written.data
+            self.dropped, self.position = written.dropped, written.position
 
     @property
     def data(self) -> bytes:

@@ -82,6 +82,11 @@ class ConsoleRing:
         return moved
 
     @property
+    def queued_input(self) -> bytes:
+        """Return the input that the ring had no room for."""
+        return bytes(self._input)
+
+    @property
     def room(self) -> int:
         """Return how many more bytes of input may be queued."""
         return _MAX_PENDING_INPUT - len(self._input)

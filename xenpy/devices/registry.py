@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from xenpy.config import DomainConfig
-    from xenpy.devices.xenbus import Backend, Services
+    from xenpy.devices.vbd.frozen import FrozenDisk
+    from xenpy.devices.xenbus import Backend, BackendState, Services
 
 BACKENDS: Final[Mapping[str, str]] = {
     "vbd": "xenpy.devices.vbd",
@@ -51,6 +52,9 @@ class DeviceOptions:
     isolated_nets: bool = True
     """Each interface but those on switches is served by a process of its own, whose death costs a pause and some frames."""
 
+    disks: Mapping[int, FrozenDisk] = field(default_factory=dict)
+    """Disks of a guest that goes on, by device number, in place of what the configuration says."""
+
 
 class Devices:
     """The split devices of one guest, by kind and number; they come and go at run time."""
@@ -63,14 +67,40 @@ class Devices:
 
     def open(self, config: DomainConfig) -> None:
         """Make the backends of a configuration, without showing them to the guest. Raises ConfigError, HostError."""
-        for field, kind in FIELDS.items():
-            for record in getattr(config, field):
+        for name, kind in FIELDS.items():
+            for record in getattr(config, name):
                 self._create(kind, record)
 
     def start(self) -> None:
         """Show the guest its devices; when its tree exists and before it runs."""
         for backend in self._backends.values():
             backend.start()
+
+    def resume(self, states: Iterable[BackendState]) -> None:
+        """Go on with devices that the guest knows, where others have left them."""
+        for state in states:
+            backend = self.find(state.kind, state.devid)
+            if backend is not None:
+                backend.take_over(state)
+
+    def park(self) -> tuple[BackendState, ...]:
+        """Let go of the guest, which stands still and sees nothing of it; the caller must not hold the host's lock."""
+        return tuple(backend.park() for backend in self._backends.values())
+
+    def unpark(self) -> None:
+        """Go on where `park` left off."""
+        for backend in self._backends.values():
+            backend.unpark()
+
+    def freeze_disks(self) -> dict[int, FrozenDisk]:
+        """Return the disks as they are now; those here go on as overlays of them. While parked. Raises HostError."""
+        from xenpy.devices.vbd.backend import VbdBackend
+
+        return {
+            backend.params.devid: backend.freeze()
+            for backend in self._backends.values()
+            if isinstance(backend, VbdBackend)
+        }
 
     def plug(self, kind: str, record: Any) -> Backend:
         """Add a device to a guest that runs. Raises ConfigError, HostError."""

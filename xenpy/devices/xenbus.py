@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
@@ -104,6 +105,18 @@ STEPS: Final[
 }
 
 
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """A device as plain data; what its ends have written down is in the store, what is in its rings is the guest's memory."""
+
+    kind: str
+    devid: int
+    state: XenbusState
+    connected: bool
+    online: bool
+    failures: int
+
+
 class Backend(ABC):
     """One device of one guest: the base of every backend.
 
@@ -132,7 +145,7 @@ class Backend(ABC):
         self._after = Step.CLOSE  # ... and what to do then
         self._failures = 0
         self._watch: LocalWatch | None = None
-        self._scheduled = False
+        self._scheduled = self._parked = False
         self._closed = self._retiring = False
         self._withdrawn = threading.Event()
 
@@ -181,6 +194,51 @@ class Backend(ABC):
             add_device(store, self.params, self.backend_nodes(), self.frontend_nodes())
             self._offer()
             self._watch = store.watch(f"{self.params.frontend_path}/state", lambda _path, _token: self._schedule())
+
+    def take_over(self, state: BackendState) -> None:
+        """Go on with a device whose tree and frontend are there already, where another backend has left it; nothing is written."""
+        with self.services.lock:
+            self.state, self._online, self._failures = state.state, state.online, state.failures
+            path = f"{self.params.frontend_path}/state"
+            if state.connected:
+                self._attempt(self._reconnect)
+            self._watch = self.services.store.watch(path, lambda _path, _token: self._schedule())
+
+    def park(self) -> BackendState:
+        """Let go of the guest's memory and ports, unseen by the guest, which stands still; return what another backend goes on from.
+
+        Until `unpark` nothing is done for the guest. The caller must not hold the lock.
+        """
+        with self.services.lock:
+            drained, self._parked = self._drained, True
+        if drained is not None:
+            drained.wait()
+        parked = threading.Event()
+        with self.services.lock:
+            if self._connected and self._drained is None:
+                self.disconnect(parked.set)
+            else:
+                parked.set()
+            state = BackendState(
+                self.kind, self.params.devid, self.state, self._connected, self._online, self._failures
+            )
+        parked.wait()
+        return state
+
+    def unpark(self) -> None:
+        """Go on where `park` left off."""
+        with self.services.lock:
+            self._parked = False
+            if self._closed:
+                self._connected = False
+            elif self._connected:
+                self._attempt(self._reconnect)
+            self._schedule()
+
+    def _reconnect(self) -> None:
+        self._connected = False
+        self.connect()
+        self._connected = True
 
     def unplug(self) -> None:
         """Ask the guest to give the device up; it goes when the guest has done so, or at once if no driver has it."""
@@ -247,7 +305,7 @@ class Backend(ABC):
     def _step(self) -> None:
         self._scheduled = False
         with self.services.lock:
-            if not self._closed and self._drained is None:
+            if not self._closed and not self._parked and self._drained is None:
                 step = STEPS[self.state].get(self.frontend.state())
                 if step is not None:
                     self._take(step)
@@ -320,7 +378,7 @@ class Backend(ABC):
     def _failed(self, error: Exception) -> None:
         """Say what was wrong, on the terminal and where xenstore has room for it, and end the connection."""
         with self.services.lock:
-            if self._closed or self._drained is not None:
+            if self._closed or self._parked or self._drained is not None:
                 return
             self._failures += 1
             report = log.note if self._failures == 1 else log.debug

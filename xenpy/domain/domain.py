@@ -15,10 +15,11 @@ from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.timekeeping import Timekeeper
 from xenpy.domain.watchdogs import Watchdogs
 from xenpy.errors import HostError
+from xenpy.framepool import FramePool
 from xenpy.hypercalls.dispatch import dispatch
 from xenpy.kvm.constants import Cap
 from xenpy.kvm.vm import Vm
-from xenpy.memory import PAGE_SHIFT, FramePool, GuestMemory
+from xenpy.memory import PAGE_SHIFT, GuestMemory
 from xenpy.pv.evtchn import EventChannels
 from xenpy.pv.gnttab import GrantTable
 from xenpy.pv.hvm_params import HvmParams

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import dataclass
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,17 @@ _PERIOD_MAX_NS: Final = 1_000_000_000
 _SCHEDSTAT_SIZE: Final = 128
 _SIZE_64: Final = 48
 _SIZE_32: Final = 44
+
+
+@dataclass(frozen=True, slots=True)
+class RunstateState:
+    """An account as plain data: when it began, how long it has (run, waited), in ns of system time; where the guest wants its copy."""
+
+    started: int
+    used: tuple[int, int]
+    gpa: int | None
+    wide: bool
+    update_flag: bool
 
 
 class ThreadRunstate:
@@ -80,6 +92,17 @@ class ThreadRunstate:
         running = min(total - offline, running)
         waited = min(waited, total - offline - running)
         return state, now, (running, waited, total - offline - running - waited, offline)
+
+    def state(self) -> RunstateState:
+        """Return the account as plain data."""
+        _, gpa, wide = self._area or (None, None, False)
+        return RunstateState(self._started, self._used(), gpa, wide, self.update_flag)
+
+    def restore(self, state: RunstateState, memory: GuestMemory) -> None:
+        """Go on with an account of the same system time; another thread will carry the vCPU."""
+        self._started, self._before, self.update_flag = state.started, state.used, state.update_flag
+        if state.gpa is not None:
+            self._area = memory, state.gpa, state.wide
 
     def _used(self) -> tuple[int, int]:
         """Return how long the thread has run and waited, in system time."""

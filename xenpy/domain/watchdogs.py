@@ -11,6 +11,8 @@ from xenpy.domain.ending import SHUTDOWN_ENDS, End
 from xenpy.errors import Errno, XenError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from xenpy.domain.domain import Domain
     from xenpy.loop import Deadline
 
@@ -48,6 +50,15 @@ class Watchdogs:
         else:
             del self._deadlines[timer_id]
         return 0
+
+    def state(self) -> dict[int, int]:
+        """Return the system time at which each armed timer runs out."""
+        return dict(self._deadlines)
+
+    def restore(self, deadlines: Mapping[int, int]) -> None:
+        """Arm timers that run out at these system times."""
+        self._deadlines = dict(deadlines)
+        self.clock_changed()
 
     def _arm(self, number: int, seconds: int) -> None:
         self._deadlines[number] = self._domain.clock.now() + seconds * _NS

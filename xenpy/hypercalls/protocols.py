@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xenpy.framepool import FramePool
     from xenpy.hypercalls.call import Call
-    from xenpy.memory import FramePool, GuestMemory
+    from xenpy.memory import GuestMemory
     from xenpy.pv.evtchn import EventChannels
     from xenpy.pv.gnttab import GrantTable
     from xenpy.pv.hvm_params import HvmParams

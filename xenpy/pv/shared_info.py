@@ -6,11 +6,14 @@ Ref: xen/include/public/xen.h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xenpy import atomics
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SIZE, Frame, FramePool, GuestMemory
+from xenpy.memory import PAGE_SIZE, Frame, GuestMemory
+
+if TYPE_CHECKING:
+    from xenpy.framepool import FramePool
 
 LEGACY_MAX_VCPUS: Final = 32
 """vCPUs whose vcpu_info has a place in shared_info. Ref: arch-x86/xen.h, XEN_LEGACY_MAX_VCPUS"""
@@ -98,6 +101,14 @@ class VcpuInfo:
         self.view[self.layout.cr2 : self.layout.cr2 + 8] = gva.to_bytes(8, "little")
 
 
+@dataclass(frozen=True, slots=True)
+class SharedInfoState:
+    """What of shared_info is not in its page: the guest's word size, and where it has put each vcpu_info, if it has (gpa)."""
+
+    word_bits: int
+    placed: tuple[int | None, ...]
+
+
 class SharedInfo:
     """The shared_info page of a domain and its vCPUs' vcpu_info."""
 
@@ -150,6 +161,18 @@ class SharedInfo:
         # An event that arrived around the move must not be lost: have the guest look at everything once.
         new.set_all_selectors()
         new.set_upcall_pending()
+
+    def state(self) -> SharedInfoState:
+        """Return what is not in the page."""
+        return SharedInfoState(self.layout.word_bits, tuple(info.gpa for info in self.vcpu_info))
+
+    def restore(self, state: SharedInfoState) -> None:
+        """Take over what `state` returned, of a domain with the same memory and pages. Raises XenError(EFAULT)."""
+        self.set_word_size(state.word_bits)
+        for vcpu_id, gpa in enumerate(state.placed):
+            if gpa is not None:
+                view = self._memory.view(gpa, VCPU_INFO_SIZE)
+                self.vcpu_info[vcpu_id] = VcpuInfo(self.layout, self._memory.hva(gpa), view, gpa)
 
     def mark_pending(self, port: int) -> bool:
         """Set a port's bit in evtchn_pending; tell whether it was set."""

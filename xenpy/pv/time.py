@@ -9,6 +9,7 @@ Ref: xen/include/public/vcpu.h, xen.h
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy.abi.event_channel import VIRQ
@@ -103,6 +104,15 @@ def _host_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
+@dataclass(frozen=True, slots=True)
+class TimersState:
+    """A vCPU's timers as plain data; times are system time in ns, a period of 0 is none."""
+
+    singleshot: int | None
+    period: int
+    next_period: int
+
+
 class VcpuTimers:
     """The one-shot and the periodic timer of a vCPU; both raise VIRQ_TIMER.
 
@@ -142,6 +152,14 @@ class VcpuTimers:
         """Stop the periodic timer."""
         self.period = 0
         self._rearm()
+
+    def state(self) -> TimersState:
+        """Return the timers as plain data."""
+        return TimersState(self.singleshot, self.period, self._next_period)
+
+    def restore(self, state: TimersState) -> None:
+        """Take over what `state` returned, whose system time goes on here; `rearm` is left to the caller."""
+        self.singleshot, self.period, self._next_period = state.singleshot, state.period, state.next_period
 
     def next_deadline(self) -> int | None:
         """Return when a timer is due next, or None."""

@@ -5,6 +5,7 @@ Everything is addressed relative to RIP, so that the same pages serve every vCPU
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from xenpy.asm import Assembler, Mem, mem
@@ -87,6 +88,7 @@ class Code(NamedTuple):
     sysenter: int
 
 
+@lru_cache(maxsize=8)
 def assemble(guest: Guest, *, fast: bool) -> Code:
     """Return the code for a guest's first window; it runs as well in every other."""
     window = guest.window_va

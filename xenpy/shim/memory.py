@@ -6,7 +6,7 @@ from array import array
 from struct import pack, pack_into
 from typing import TYPE_CHECKING, Final
 
-from xenpy.errors import ConfigError
+from xenpy.errors import ConfigError, HostError
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.paging import (
     PTE_ACCESSED,
@@ -115,8 +115,8 @@ class Window:
 class Shim:
     """The shim of one domain, in RAM of its own at `gpa` of the guest-physical space.
 
-    `slot` is the level-4 slot it takes; `ring3_entry` tells that SYSCALL's target runs in ring 3 on this host. Raises ConfigError for a
-    guest too large for the slot.
+    `slot` is the level-4 slot it takes; `ring3_entry` tells that SYSCALL's target runs in ring 3 on this host. With `adopt` the memory
+    holds it already. Raises ConfigError for a guest too large for the slot, HostError for memory that holds another shim.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class Shim:
         version: int,
         pool: tuple[int, int],
         fast: bool,
+        adopt: bool = False,
     ) -> None:
         if nr_pages > min(FRAMES_MAX, DIRECT_SIZE >> PAGE_SHIFT) or m2p_entries > M2P_MAX:
             limit = min(FRAMES_MAX, M2P_MAX - base_mfn) >> (20 - PAGE_SHIFT)
@@ -149,13 +150,15 @@ class Shim:
         pages = 5 + direct_tables + CODE_PAGES + 2 + vcpus * Page.END
         tables_size = -(-pages * PAGE_SIZE // _HUGE) * _HUGE
         self.size = m2p_size + frames_size + tables_size
-        memory.add_ram(gpa, self.size)
+        self._adopt = adopt
+        if not adopt:
+            memory.add_ram(gpa, self.size)
         self._next = gpa + m2p_size + frames_size
         self.m2p = memory.view(gpa, m2p_size).cast("Q")
         self.frames = memory.view(gpa + m2p_size, frames_size).cast("Q")
         self.frames_hva = memory.hva(gpa + m2p_size)
-        first = gpa + base_mfn * 8
-        memory.view(first, nr_pages * 8)[:] = _INVALID * (nr_pages * 8)
+        if not adopt:
+            memory.view(gpa + base_mfn * 8, nr_pages * 8)[:] = _INVALID * (nr_pages * 8)
         self._kernel_l3, self._user_l3 = self._page(), self._page()
         self._pool = pool
         self._map_tables(gpa, m2p_size, frames_size, direct_tables, nr_pages)
@@ -168,7 +171,7 @@ class Shim:
         )  # fmt: skip
         self.code: Code = assemble(guest, fast=fast and ring3_entry)
         self.windows = self._make_windows(vcpus)
-        for vcpu_id in range(vcpus):
+        for vcpu_id in range(0 if adopt else vcpus):
             self.set_caller(vcpu_id, _NO_BASE)
 
     @property
@@ -202,7 +205,14 @@ class Shim:
         return gpa
 
     def _set(self, table: int, index: int, entry: int) -> None:
-        self._memory.u64[(table >> 3) + index] = entry
+        if not self._adopt:
+            self._memory.u64[(table >> 3) + index] = entry
+
+    def _place_code(self, gpa: int, code: bytes) -> None:
+        if not self._adopt:
+            self._memory.write(gpa, code)
+        elif self._memory.read(gpa, len(code)) != code:
+            raise HostError("the guest was saved by another version of xenpy: it holds other in-guest code")
 
     def _map_tables(self, gpa: int, m2p_size: int, frames_size: int, direct_tables: int, nr_pages: int) -> None:
         ring3 = PTE_USER if self.ring3_entry else 0
@@ -228,10 +238,10 @@ class Shim:
     def _make_windows(self, vcpus: int) -> list[Window]:
         code = [self._page() for _ in range(CODE_PAGES)]
         for index, gpa in enumerate(code):
-            self._memory.write(gpa, self.code.ring0[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+            self._place_code(gpa, self.code.ring0[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
         kernel_entry, user_entry = self._page(), self._page()
-        self._memory.write(kernel_entry, self.code.kernel_entry)
-        self._memory.write(user_entry, self.code.user_entry)
+        self._place_code(kernel_entry, self.code.kernel_entry)
+        self._place_code(user_entry, self.code.user_entry)
         tables = self._page(), self._page()
         for l3, l2 in zip((self._kernel_l3, self._user_l3), tables, strict=True):
             self._set(l3, WINDOWS_OFFSET >> 30, l2 | _TABLE)
@@ -261,7 +271,8 @@ class Shim:
         self._set(kernel_table, Page.ENTRY, entry[0] | _LEAF | ring3)
         self._set(user_table, Page.ENTRY, entry[1] | _LEAF | ring3)
         window = Window(self._memory, self.base + WINDOWS_OFFSET + vcpu_id * WINDOW_SIZE, pages)
-        self._fill_window(window)
+        if not self._adopt:
+            self._fill_window(window)
         return window
 
     def _fill_window(self, window: Window) -> None:

@@ -22,5 +22,6 @@ def create(services: IsolationServices, domid: int, record: DiskConfig, options:
     from xenpy.devices.vbd.backend import VbdBackend
     from xenpy.devices.vbd.image import open_disk
 
-    backing = open_disk(record, ephemeral=options.ephemeral_disks)
+    frozen = options.disks.get(record.devid)
+    backing = frozen.open() if frozen is not None else open_disk(record, ephemeral=options.ephemeral_disks)
     return VbdBackend(services, domid, record, backing, isolated=options.isolated_disks)

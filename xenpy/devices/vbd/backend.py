@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xenpy.config.disk import DiskConfig
     from xenpy.devices.isolation.grants import IsolationServices
     from xenpy.devices.vbd.backing import Backing
+    from xenpy.devices.vbd.frozen import FrozenDisk
 
 MAX_QUEUES: Final = 4
 MAX_RING_ORDER: Final = 4
@@ -120,12 +121,22 @@ class VbdBackend(Backend):
 
     def _connect_to(self, plan: Plan) -> Connection:
         name = f"vbd {self.domid}/{self.params.devid}"
-        parcel = self.backing.parcel() if self._isolated else None
+        # A process of its own could not see what a private copy of the guest's RAM holds.
+        can_share = self._isolated and not self._services.domain(self.domid).memory.is_private
+        parcel = self.backing.parcel() if can_share else None
         if parcel is None:
             return Threads(self.services, self.domid, name, plan, self.backing, self.fail)
         from xenpy.devices.vbd.isolated import Isolated
 
         return Isolated(self._services, self.domid, name, plan, parcel, self.fail)
+
+    def freeze(self) -> FrozenDisk:
+        """Return the medium as it is now and stays; this disk goes on with an overlay of it. While parked. Raises HostError."""
+        from xenpy.devices.vbd.frozen import FrozenDisk
+
+        frozen = FrozenDisk(self.backing)
+        self.backing = frozen.open()
+        return frozen
 
     def _ring_order(self) -> int:
         order = self.frontend.number("ring-page-order", 0, high=MAX_RING_ORDER)

@@ -52,12 +52,8 @@ class PvDomain(Domain):
         """The vCPU whose hypercall or fault is being dealt with."""
         self._make_vm(Cap.VCPU_EVENTS)
         self._make_state(lambda frame: self.frame_mfn(frame.offset))
-        for info in self.shared_info.vcpu_info:
-            info.upcall_mask = True
         self.memory.add_frames(POOL_GPA, self.frames)
-        self._load_kernel()
-        self._set_max_pages()
-        self.write_wallclock()
+        self._fill_memory()
         self.ports = Ports(self.clock.now)
         host_leaves = self.host.kvm.supported_cpuid()
         for vcpu_id in range(config.maxvcpus):
@@ -75,10 +71,22 @@ class PvDomain(Domain):
             self.pv_vcpus.append(vcpu)
         if self.shim.code.fast is not None:
             self.in_guest = InGuest(self, self.shim.windows)
-        self.pv_vcpus[0].start_first(self._start)
+        self._begin()
         self.mmu.types.flush = self._flush_all
         self.gnttab.guard_writes(self.mmu.hold_writable, self.mmu.release_writable)
         self.shared_info_placed(self.shared_info_mfn)
+
+    def _fill_memory(self) -> None:
+        """Have in memory what the guest starts with."""
+        for info in self.shared_info.vcpu_info:
+            info.upcall_mask = True
+        self._load_kernel()
+        self._set_max_pages()
+        self.write_wallclock()
+
+    def _begin(self) -> None:
+        """Have the vCPUs stand where the guest starts."""
+        self.pv_vcpus[0].start_first(self._start)
 
     def _load_kernel(self) -> None:
         from xenpy.builder.kernel import load_kernel
@@ -86,13 +94,7 @@ class PvDomain(Domain):
         config, memory = self.config, self.memory
         size = config.maxmem_mib << 20
         pages = size >> PAGE_SHIFT
-        self.shared_info_mfn = self.frame_mfn(self.shared_info.frame.offset)
-        traits = self.host.pv_traits()
-        self.shim = Shim(
-            memory, SHIM_GPA, slot=traits.slot, ring3_entry=traits.ring3_entry, base_mfn=BASE_MFN, nr_pages=pages,
-            m2p_entries=BASE_MFN + pages, vcpus=config.maxvcpus, version=self.version.number,
-            pool=(POOL_GPA, self.frames.size), fast=self.shim_fast,
-        )  # fmt: skip
+        self._make_shim(pages)
         with load_kernel(config.kernel) as kernel:
             start = build_pv(
                 memory, kernel, base_mfn=BASE_MFN, size=size, shared_info_mfn=self.shared_info_mfn,
@@ -102,18 +104,32 @@ class PvDomain(Domain):
         if start.hypercall_page_gpa is not None:
             memory.write(start.hypercall_page_gpa, pv_hypercall_page())
         self._start = start
-        self.m2p = self.shim.m2p
+        self._make_mmu(pages)
         fill_m2p(self.m2p[: BASE_MFN + pages], BASE_MFN, start.nr_pages)
+        self.mmu.adopt(start.tables, start.pt_base_mfn, start.nr_pages)
+        self.store_gfn, self.console_gfn = start.store_mfn, start.console_mfn
+        self.e820 = [(0, size, _E820_RAM)]
+
+    def _make_shim(self, pages: int, *, adopt: bool = False) -> None:
+        """Make the shim of a domain of so many pages; with `adopt`, find it in memory."""
+        self.shared_info_mfn = self.frame_mfn(self.shared_info.frame.offset)
+        traits = self.host.pv_traits()
+        self.shim = Shim(
+            self.memory, SHIM_GPA, slot=traits.slot, ring3_entry=traits.ring3_entry, base_mfn=BASE_MFN, nr_pages=pages,
+            m2p_entries=BASE_MFN + pages, vcpus=self.config.maxvcpus, version=self.version.number,
+            pool=(POOL_GPA, self.frames.size), fast=self.shim_fast, adopt=adopt,
+        )  # fmt: skip
+
+    def _make_mmu(self, pages: int) -> None:
+        """Make what works on the frame table and the machine-to-physical map of the shim."""
+        self.m2p = self.shim.m2p
         first = SHIM_GPA >> PAGE_SHIFT
         self.machphys_mfns = range(first, first + (self.m2p.nbytes >> PAGE_SHIFT), 512)
         self.machphys = (self.shim.m2p_va, self.shim.m2p_va + (BASE_MFN + pages) * 8, BASE_MFN + pages - 1)
         self.mmu = Mmu(
-            memory, self.shim.frames[:pages], BASE_MFN, self.m2p, store=self._store, mappable=self._mappable,
+            self.memory, self.shim.frames[:pages], BASE_MFN, self.m2p, store=self._store, mappable=self._mappable,
             fill_hypervisor_slots=self._fill_slots,
         )  # fmt: skip
-        self.mmu.adopt(start.tables, start.pt_base_mfn, start.nr_pages)
-        self.store_gfn, self.console_gfn = start.store_mfn, start.console_mfn
-        self.e820 = [(0, size, _E820_RAM)]
 
     def _patch(self, kernel: KernelImage) -> None:
         """Have the kernel call in-guest code without SYSCALL, where that can be."""

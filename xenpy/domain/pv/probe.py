@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xenpy.domain.pv.processor import set_up_processor
 from xenpy.domain.pv.state import flat
 from xenpy.errors import HostError
+from xenpy.framepool import FramePool
 from xenpy.kvm.constants import Exit
 from xenpy.kvm.vcpu import KvmVcpu
 from xenpy.kvm.vm import Vm
-from xenpy.memory import PAGE_SIZE, FramePool, GuestMemory
+from xenpy.memory import PAGE_SIZE, GuestMemory
 from xenpy.pv.paging import PTE_ACCESSED, PTE_DIRTY, PTE_PRESENT, PTE_RW, PTE_USER
 from xenpy.shim.layout import SLOTS, Page, Port, Selector
 from xenpy.shim.memory import Shim

@@ -364,6 +364,14 @@ class PvVcpu(Faults, Contexts):
         super().yield_()
         self.domain.writer = self
 
+    def resume(self, *, blocked: bool) -> None:
+        """Go on in ring 3 with the registers that are there, in a new VM, which has no translations yet."""
+        self._blocked = blocked
+        self.note_held()
+        self.kvm.sregs.cr3 = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
+        self._set_ring0()
+        self._flush = True
+
     def note_held(self) -> None:
         """Take note that references have been taken for the present tables."""
         self._held = self.kernel_l4, self.user_l4

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ChannelState = tuple[bool, int, int, int, int | None, int | None, int, int | None, bool, tuple[int, ...], int | None]
+"""A counter as plain data: gate, mode, access, BCD, reload, start and stop in ticks, then what is half written or read."""
+
 HZ: Final = 1_193_182
 _NS_PER_S: Final = 1_000_000_000
 _MODULUS: Final = 1 << 16
@@ -51,6 +54,21 @@ class Channel:
         self._high_next = False
         self._latched: list[int] = []
         self._status: int | None = None
+
+    def state(self) -> ChannelState:
+        """Return the counter as plain data."""
+        return (
+            self._gate, self._mode, self._access, self._bcd, self._reload, self._started, self._stopped_after,
+            self._low_written, self._high_next, tuple(self._latched), self._status,
+        )  # fmt: skip
+
+    def restore(self, state: ChannelState) -> None:
+        """Take over what `state` returned, with a clock that goes on from there."""
+        (
+            self._gate, self._mode, self._access, self._bcd, self._reload, self._started, self._stopped_after,
+            self._low_written, self._high_next, latched, self._status,
+        ) = state  # fmt: skip
+        self._latched = list(latched)
 
     @property
     def gate(self) -> bool:
@@ -162,6 +180,16 @@ class Pit:
         self._now_ns = now_ns
         self.channels = tuple(Channel(self._ticks, gate=number != _SPEAKER_CHANNEL) for number in range(3))
         self._speaker_data = 0
+
+    def state(self) -> tuple[tuple[ChannelState, ...], int]:
+        """Return the counters and the speaker's bit as plain data."""
+        return tuple(channel.state() for channel in self.channels), self._speaker_data
+
+    def restore(self, state: tuple[tuple[ChannelState, ...], int]) -> None:
+        """Take over what `state` returned."""
+        channels, self._speaker_data = state
+        for channel, saved in zip(self.channels, channels, strict=True):
+            channel.restore(saved)
 
     def _ticks(self) -> int:
         return self._now_ns() * HZ // _NS_PER_S

@@ -6,9 +6,10 @@ not. Ports read as all ones where nothing is, and forget what is written.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from xenpy.pv.emulate.pit import Pit
+from xenpy.pv.emulate.pit import ChannelState, Pit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,16 @@ PCI_CONFIG_ADDRESS: Final = 0xCF8
 _NOTHING: Final = 0xFF
 
 
+@dataclass(frozen=True, slots=True)
+class PortsState:
+    """The ports as plain data."""
+
+    channels: tuple[ChannelState, ...]
+    speaker_data: int
+    rtc_index: int
+    pci_address: int
+
+
 class Ports:
     """The ports of one domain; `now_ns` is its clock, in ns. It has no lock: the domain's serialises access."""
 
@@ -29,6 +40,15 @@ class Ports:
         self.pit = Pit(now_ns)
         self._rtc_index = 0
         self._pci_address = 0
+
+    def state(self) -> PortsState:
+        """Return the ports as plain data."""
+        return PortsState(*self.pit.state(), self._rtc_index, self._pci_address)
+
+    def restore(self, state: PortsState) -> None:
+        """Take over what `state` returned."""
+        self.pit.restore((state.channels, state.speaker_data))
+        self._rtc_index, self._pci_address = state.rtc_index, state.pci_address
 
     def read(self, port: int, size: int) -> int:
         """Return `size` (1, 2 or 4) bytes from `port` on."""

@@ -109,6 +109,11 @@ class EventChannels(PortTable):
             for entry in self._ports:
                 entry.last_queue = None
 
+    def memory_frozen(self) -> None:
+        """Take note that the guest's RAM has become private."""
+        if self._fifo is not None:
+            self._fifo.remap()
+
     def snapshot(self) -> ChannelsState:
         """Return all of it that is not in guest memory as plain data."""
         return replace(super().snapshot(), fifo=None if self._fifo is None else self._fifo.state())
@@ -125,6 +130,11 @@ class EventChannels(PortTable):
             return
         fifo = self._new_fifo()
         fifo.load(state.fifo)
+        # A closed port is not saved, but may still be the last of a queue.
+        for vcpu_id, tails in enumerate(state.fifo.tails):
+            for priority, tail in enumerate(tails):
+                if tail:
+                    self._entry(tail).last_queue = fifo.queue(vcpu_id, priority)
         for saved in state.ports:
             if saved.last_queue is not None:
                 self._ports[saved.number].last_queue = fifo.queue(*saved.last_queue)

@@ -24,7 +24,7 @@ from xenpy.abi.event_channel import (
     EVTCHN_FIFO_WORDS_PER_PAGE,
 )
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SIZE
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.evtchn.port import CLOSED, FifoState
 
 if TYPE_CHECKING:
@@ -55,24 +55,29 @@ _GUEST_CHANGES: Final = 4
 class _Page:
     """A page of guest RAM that stays mapped for us whatever the guest places at its gfn afterwards.
 
-    Raises XenError(EINVAL) unless the gfn is RAM of the guest's own.
+    One of private RAM cannot be mapped twice: there a guest that places another page has us use that one. Raises XenError(EINVAL)
+    unless the gfn is RAM of the guest's own.
     """
 
-    __slots__ = ("gfn", "hva", "words")
+    __slots__ = ("_mapped", "gfn", "hva", "words")
 
     def __init__(self, memory: GuestMemory, gfn: int) -> None:
         frame = memory.frame_of(gfn) if memory.is_ram(gfn) else None
         if frame is None:
             raise XenError(Errno.EINVAL, f"gfn {gfn:#x} is not RAM")
         self.gfn = gfn
-        self.hva = libc.map_memory(
-            0, PAGE_SIZE, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, frame.fd, frame.offset
-        )
+        self._mapped = frame.fd >= 0
+        self.hva = memory.hva(gfn << PAGE_SHIFT)
+        if self._mapped:
+            self.hva = libc.map_memory(
+                0, PAGE_SIZE, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, frame.fd, frame.offset
+            )
         self.words = libc.buffer(self.hva, PAGE_SIZE).cast("I")
 
     def close(self) -> None:
         self.words.release()
-        libc.unmap_memory(self.hva, PAGE_SIZE)
+        if self._mapped:
+            libc.unmap_memory(self.hva, PAGE_SIZE)
 
 
 class _ControlBlock:
@@ -171,6 +176,12 @@ class Fifo:
                 block.page.close()
         self._array.clear()
         self._blocks = [None] * len(self._blocks)
+
+    def remap(self) -> None:
+        """Find the guest's pages again when its RAM has become private; nobody sends meanwhile."""
+        state = self.state()
+        self.close()
+        self.load(state)
 
     def state(self) -> FifoState:
         """Return all of it that is not in guest memory."""

@@ -86,8 +86,12 @@ class FifoState:
 
 @dataclass(frozen=True, slots=True)
 class ChannelsState:
-    """A domain's event channels as plain data, for saving and forking. `fifo` is None under the 2-level ABI."""
+    """A domain's event channels as plain data, for saving and forking. `fifo` is None under the 2-level ABI.
 
+    `size` is how many ports the table has, most of them closed.
+    """
+
+    size: int
     ports: tuple[PortState, ...]
     fifo: FifoState | None
 

@@ -272,7 +272,7 @@ class PortTable:
 
     def snapshot(self) -> ChannelsState:
         """Return the table as plain data."""
-        return ChannelsState(tuple(self._snapshot_port(entry) for entry in self._usable()), None)
+        return ChannelsState(len(self._ports), tuple(self._snapshot_port(entry) for entry in self._usable()), None)
 
     def _snapshot_port(self, entry: Port) -> PortState:
         queue = entry.last_queue
@@ -284,9 +284,9 @@ class PortTable:
 
         An interdomain port comes back unbound, open to the domain it was connected to: the other end binds anew.
         """
+        while len(self._ports) < state.size:
+            self._grow()
         for saved in state.ports:
-            while saved.number >= len(self._ports):
-                self._grow()
             entry = self._ports[saved.number]
             status = saved.status
             entry.state = UNBOUND if status.status == INTERDOMAIN else status.status

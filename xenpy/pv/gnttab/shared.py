@@ -32,7 +32,8 @@ from xenpy.pv.gnttab.errors import GrantError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenpy.memory import Frame, FramePool
+    from xenpy.framepool import FramePool
+    from xenpy.memory import Frame
 
 _V1: Final = Struct("<HHI")  # flags, domid, frame
 _V2: Final = Struct("<HHHHQ")  # flags, domid, page_off, length, frame
@@ -62,11 +63,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class GrantTableState:
-    """A grant table as plain data, without who has mapped what: pages of 4096 bytes."""
+    """A grant table as plain data, without who has mapped what: where in the pool its pages are, whose contents are the pool's."""
 
     version: int
-    shared: tuple[bytes, ...]
-    status: tuple[bytes, ...]
+    frames: tuple[int, ...]
+    status: tuple[int, ...]
 
 
 class SharedTable:
@@ -248,18 +249,15 @@ class SharedTable:
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def state(self) -> GrantTableState:
-        """Return a copy of it all."""
-        shared, status = ([bytes(self._pool.view(frame)) for frame in of] for of in (self.frames, self.status_frames))
-        return GrantTableState(self.version, tuple(shared), tuple(status))
+        """Return all of it that is not in its pages."""
+        frames, status = (tuple(frame.offset for frame in of) for of in (self.frames, self._status))
+        return GrantTableState(self.version, frames, status)
 
     def load(self, state: GrantTableState) -> None:
-        """Take over a copy. Raises XenError: EINVAL (too large), ENOMEM."""
+        """Take over what `state` returned, with a pool that has the same pages."""
         self.version = state.version
-        self.grow(len(state.shared))
-        for frame, content in zip(self.frames, state.shared, strict=False):
-            self._pool.view(frame)[:] = content
-        for frame, content in zip(self.status_frames, state.status, strict=False):
-            self._pool.view(frame)[:] = content
+        self.frames = [self._pool.at(offset) for offset in state.frames]
+        self._status = [self._pool.at(offset) for offset in state.status]
 
 
 def check_entry(entry: Entry, gref: int, domid: int, *, readonly: bool, mapping: bool, pinned: bool) -> None:

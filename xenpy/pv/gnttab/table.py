@@ -24,7 +24,8 @@ from xenpy.pv.gnttab.shared import SharedTable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenpy.memory import Frame, FramePool, GuestMemory
+    from xenpy.framepool import FramePool
+    from xenpy.memory import Frame, GuestMemory
     from xenpy.pv.gnttab.mapping import Mapper
     from xenpy.pv.gnttab.pins import MakeUse
     from xenpy.pv.gnttab.shared import GrantTableState
@@ -245,11 +246,15 @@ class GrantTable:
         self._pins.close()
 
     def snapshot(self) -> GrantTableState:
-        """Return the table as plain data, without who has mapped what."""
+        """Return the table as plain data. Raises XenError(EBUSY) while it or somebody else has mapped what is granted."""
+        if self._handles:
+            raise XenError(Errno.EBUSY, f"domain {self.domid} has mapped grants of others")
+        if self._pins.used:
+            raise XenError(Errno.EBUSY, f"grant {next(iter(self._pins.used))} of domain {self.domid} is in use")
         return self._shared.state()
 
     def restore(self, state: GrantTableState) -> None:
-        """Take over what `snapshot` returned, into a new table. Raises XenError: EINVAL (too large), ENOMEM."""
+        """Take over what `snapshot` returned, into a new table whose pool has the same pages."""
         self._shared.load(state)
 
     def describe(self) -> list[str]:

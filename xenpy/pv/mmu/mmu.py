@@ -26,6 +26,7 @@ from xenpy.pv.mmu.entries import (
 from xenpy.pv.mmu.frames import FrameTable
 from xenpy.pv.mmu.layout import OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType, is_l1, is_table, type_of
 from xenpy.pv.mmu.reservation import Reservation
+from xenpy.pv.mmu.state import MmuState
 from xenpy.pv.mmu.types import PageTypes
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE
 
@@ -88,6 +89,25 @@ class Mmu:
         for mfn, level in tables.items():
             if type_of(frames.word(mfn)) != level:
                 raise ValueError(f"mfn {mfn:#x} was built as L{level} but is {type_of(frames.word(mfn))}")
+
+    def state(self) -> MmuState:
+        """Return what is not in memory. Raises XenError(EBUSY) while a type changes."""
+        tables = {vcpu_id: (of.gdt, of.ldt) for vcpu_id, of in self._descriptor_tables.items()}
+        kernel, user = (dict(self._bases[kernel]) for kernel in (True, False))
+        linear = self.types.linear()
+        return MmuState(
+            dict(self.held), kernel, user, tables, linear, *self.reservation.state(), self.frames.mismatches
+        )
+
+    def restore(self, state: MmuState) -> None:
+        """Take over what `state` returned, of a domain with the same memory."""
+        self.held = Counter(state.held)
+        self._bases = {True: Counter(state.kernel_bases), False: Counter(state.user_bases)}
+        for vcpu_id, (gdt, ldt) in state.descriptor_tables.items():
+            self.tables_of(vcpu_id).gdt, self.tables_of(vcpu_id).ldt = gdt, ldt
+        self.types.restore(state.linear)
+        self.reservation.restore((state.fresh, state.returned))
+        self.frames.mismatches = state.mismatches
 
     def audit(self) -> list[Difference]:
         """Return where the frame table differs from what the page tables say; for tests and debugging."""

@@ -36,6 +36,15 @@ class Reservation:
         frames.words[:owned] = memoryview(OWNED.to_bytes(8, "little") * owned).cast("Q")
         self._fresh = range(frames.base + owned, frames.end)
 
+    def state(self) -> tuple[tuple[int, int], tuple[int, ...]]:
+        """Return the frames that nobody has had yet, as (first, end), and the others that are free."""
+        return (self._fresh.start, self._fresh.stop), tuple(self._returned)
+
+    def restore(self, state: tuple[tuple[int, int], tuple[int, ...]]) -> None:
+        """Take over what `state` returned."""
+        fresh, returned = state
+        self._fresh, self._returned = range(*fresh), list(returned)
+
     # -- giving back --------------------------------------------------------------------------------------------------
 
     def surrender(self, mfn: int, checkpoint: Checkpoint) -> bool:

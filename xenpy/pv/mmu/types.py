@@ -29,7 +29,7 @@ from xenpy.pv.mmu.layout import (
 from xenpy.pv.paging import PTE_RW
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from xenpy.pv.mmu.frames import FrameTable
     from xenpy.pv.mmu.protocols import Checkpoint
@@ -57,6 +57,16 @@ class PageTypes:
         self.flush: Callable[[], None] = _nobody_runs
         self._busy: dict[int, int] = {}  # mfn -> the thread that validates it or takes it apart
         self._linear: dict[int, int] = {}  # mfn -> tables of its own level that it names (negative) or that name it
+
+    def linear(self) -> dict[int, int]:
+        """Return, by frame, how many tables of its own level it names (negative) or name it. No type may be changing."""
+        if self._busy:
+            raise XenError(Errno.EBUSY, f"mfn {next(iter(self._busy)):#x} is being validated")
+        return dict(self._linear)
+
+    def restore(self, linear: Mapping[int, int]) -> None:
+        """Take over what `linear` returned."""
+        self._linear = dict(linear)
 
     # -- one frame ----------------------------------------------------------------------------------------------------
 

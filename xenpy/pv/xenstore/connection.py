@@ -13,7 +13,7 @@ from xenpy.pv.xenstore.watches import Watch
 from xenpy.pv.xenstore.wire import Message, MessageReader, ProtocolError, encode, encode_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from xenpy.pv.xenstore.quota import Quotas
     from xenpy.pv.xenstore.server import Xenstore
@@ -38,9 +38,9 @@ class Connection:
         self.transactions: dict[int, Transaction] = {}
         self.watches: dict[tuple[str, bytes], Watch] = {}
         self._reader = MessageReader()
-        self._next_tx_id = 1
+        self.next_tx_id = 1
         self._output: deque[tuple[bytes, bool]] = deque()
-        self._head_sent = 0
+        self.head_sent = 0
         self._queued_events: set[bytes] = set()
         self.outstanding = 0
         """Replies that the client has not fetched entirely."""
@@ -86,12 +86,12 @@ class Connection:
             taken = bytearray()
             while self._output and (limit is None or len(taken) < limit):
                 data, is_event = self._output[0]
-                end = len(data) if limit is None else min(len(data), self._head_sent + limit - len(taken))
-                taken += data[self._head_sent : end]
+                end = len(data) if limit is None else min(len(data), self.head_sent + limit - len(taken))
+                taken += data[self.head_sent : end]
                 if end < len(data):
-                    self._head_sent = end
+                    self.head_sent = end
                     break
-                self._head_sent = 0
+                self.head_sent = 0
                 self._output.popleft()
                 if is_event:
                     self._queued_events.discard(data)
@@ -103,6 +103,28 @@ class Connection:
             if not self._output:
                 self.store.guard.settle(self)
             return bytes(taken)
+
+    def unread_input(self) -> bytes:
+        """Return what the client has sent and nobody has worked on."""
+        return self._reader.rest
+
+    def unfetched(self) -> list[tuple[bytes, bool]]:
+        """Return the messages that the client has not fetched entirely, each with whether it is an event."""
+        return list(self._output)
+
+    def load_bytes(self, unread: bytes, unfetched: Iterable[tuple[bytes, bool]], head_sent: int) -> None:
+        """Have the input and output of another connection, which its client goes on with here."""
+        self._reader.feed(unread)
+        for data, is_event in unfetched:
+            if is_event:
+                self._queued_events.add(data)
+            else:
+                self.outstanding += 1
+            self._queue(data, is_event=is_event)
+        self.head_sent = head_sent
+        self.output_size -= head_sent
+        if head_sent and not self.caller.privileged:
+            self.store.accounts.charge(self.caller.domid, 0, -head_sent)
 
     def reply(self, kind: int, request: Message, payload: bytes) -> None:
         """Queue a reply."""
@@ -150,10 +172,10 @@ class Connection:
             # Of transactions and watches one more than the quota is granted, as xenstored does.
             exceeded(Errno.ENOSPC, quotas.transactions, len(self.transactions) - 1, "transactions")
             max_nodes = quotas.transaction_nodes
-        while self._next_tx_id in self.transactions or not self._next_tx_id:
-            self._next_tx_id = self._next_tx_id + 1 & TX_ID_MAX
-        tx_id = self._next_tx_id
-        self._next_tx_id = tx_id + 1 & TX_ID_MAX
+        while self.next_tx_id in self.transactions or not self.next_tx_id:
+            self.next_tx_id = self.next_tx_id + 1 & TX_ID_MAX
+        tx_id = self.next_tx_id
+        self.next_tx_id = tx_id + 1 & TX_ID_MAX
         self.transactions[tx_id] = Transaction(self.store.tree, max_nodes)
         return tx_id
 
@@ -212,7 +234,7 @@ class Connection:
             self.store.accounts.charge(self.caller.domid, 0, -self.output_size)
         self._output.clear()
         self._queued_events.clear()
-        self._head_sent = self.outstanding = self.output_size = 0
+        self.head_sent = self.outstanding = self.output_size = 0
         self.store.guard.settle(self)
 
     def close(self) -> None:

@@ -17,11 +17,13 @@ from xenpy.abi.xs_wire import (
     RingOffset,
     ServerFeature,
 )
+from xenpy.pv.xenstore.saved import load_connection, save_connection
 from xenpy.pv.xenstore.wire import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenpy.pv.xenstore.saved import ConnectionState
     from xenpy.pv.xenstore.server import Xenstore
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Ring:
     """The store's end of one guest's page, emptied here; call `on_event` when the guest sends its event channel.
 
     `page` is a writable view of 4096 bytes of the guest's memory, `notify` sends the event channel to the guest; it is
-    called with no lock held.
+    called with no lock held. With `resume` both go on where another ring's connection was, whose page this one has.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Ring:
         notify: Callable[[], None],
         *,
         features: ServerFeature = FEATURES,
+        resume: ConnectionState | None = None,
     ) -> None:
         if page.nbytes != PAGE_SIZE or page.readonly:
             raise ValueError(f"a ring needs a writable page of {PAGE_SIZE} bytes")
@@ -66,8 +69,17 @@ class Ring:
         self._warned = False
         self.broken = False
         self.connection = store.connect(domid, on_output=self._on_output)
-        self._words[_FEATURES] = features
-        self._empty()
+        if resume is None:
+            self._words[_FEATURES] = features
+            self._empty()
+        else:
+            self.broken = resume.broken
+            with store.guard:
+                load_connection(self.connection, resume)
+
+    def state(self) -> ConnectionState:
+        """Return the connection as plain data; the ring itself is the guest's memory. Under the store's lock."""
+        return save_connection(self.connection, broken=self.broken)
 
     def on_event(self) -> None:
         """Work on what the guest has put into the ring; never raises for anything found there."""

@@ -98,7 +98,11 @@ class Transaction:
         self._max_nodes = max_nodes
         self._accessed: dict[str, _Access] = {}
         self._charges: dict[int, list[int]] = {}
-        self._spoiled = False
+        self._spoiled = self._outdated = False
+
+    def outdate(self) -> None:
+        """Let the commit fail as one does that somebody else's change has overtaken."""
+        self._outdated = True
 
     def _access(self, path: str) -> _Access:
         access = self._accessed.get(path)
@@ -157,6 +161,8 @@ class Transaction:
         """Apply everything; raise EAGAIN if a node that was touched has changed since, ENOMEM if a change had failed."""
         if self._spoiled:
             raise XenError(Errno.ENOMEM, "a change in the transaction had failed")
+        if self._outdated:
+            raise XenError(Errno.EAGAIN, "the domain was saved meanwhile")
         nodes = self._tree.nodes
         for path, access in self._accessed.items():
             current = nodes.get(path)

@@ -220,7 +220,7 @@ def create(view: View, caller: Caller, path: str, value: bytes, limits: Limits) 
         children = {} if below is None else {leaf(below): None}
         node = Node(value if below is None else b"", perms, children)
         view.insert(here, node)
-        view.charge(perms[0].domid, 1, _weight(here, node))
+        view.charge(perms[0].domid, 1, weight(here, node))
     view.changed(path, perms)
 
 
@@ -256,7 +256,7 @@ def remove_subtree(view: View, path: str, node: Node) -> None:
         if name is None:
             stack.pop()
             view.delete(here)
-            view.charge(current.perms[0].domid, -1, -_weight(here, current))
+            view.charge(current.perms[0].domid, -1, -weight(here, current))
             view.changed(here, current.perms, exact=bool(stack))
             continue
         below = join(here, name)
@@ -282,10 +282,10 @@ def set_perms(view: View, caller: Caller, path: str, perms: Perms, limits: Limit
     if not caller.privileged and node.size + PERM_SIZE * (len(perms) - len(node.perms)) >= limits.node_size:
         raise _no_room(view, f"{path}: node size")
     node = view.modify(path, node)
-    old, before = node.perms, _weight(path, node)
+    old, before = node.perms, weight(path, node)
     node.perms = perms
     view.charge(old[0].domid, -1, -before)
-    view.charge(perms[0].domid, 1, _weight(path, node))
+    view.charge(perms[0].domid, 1, weight(path, node))
     view.changed(path, old)
 
 
@@ -300,6 +300,6 @@ def _no_room(view: View, reason: str) -> XenError:
     return XenError(Errno.ENOSPC, reason)
 
 
-def _weight(path: str, node: Node) -> int:
+def weight(path: str, node: Node) -> int:
     """Return the bytes that a node costs its owner; its children pay for their own names."""
     return NODE_OVERHEAD + len(path) + len(node.value) + PERM_SIZE * len(node.perms)

@@ -60,10 +60,14 @@ class WatchTable:
         self.hand: Callable[[Watch, str], None] = _hand
         """Gives an event to its watcher; an attribute, for traces and faults to take its place."""
 
-    def add(self, watch: Watch) -> None:
-        """Enter a watch, which fires once straight away whatever its owner may read."""
+    def enter(self, watch: Watch) -> None:
+        """Enter a watch that has fired for its being there already."""
         watch.order = next(self._order)
         self._by_path.setdefault(watch.path, []).append(watch)
+
+    def add(self, watch: Watch) -> None:
+        """Enter a watch, which fires once straight away whatever its owner may read."""
+        self.enter(watch)
         self._pending.append((watch, watch.path))
 
     def remove(self, watch: Watch) -> None:

@@ -65,6 +65,11 @@ class MessageReader:
         return Message(kind, req_id, tx_id, payload)
 
     @property
+    def rest(self) -> bytes:
+        """Return the bytes received and not yet returned in a message."""
+        return bytes(self._buffer)
+
+    @property
     def buffered(self) -> int:
         """Bytes received and not yet returned in a message."""
         return len(self._buffer)
