@@ -9,6 +9,7 @@ from gnttab_rig import EMPTY_GFN, three_domains
 
 from xenpy.abi.grant_table import GNTST, INVALID_GFN, GTF_accept_transfer, GTF_permit_access, GTF_reading, GTF_readonly
 from xenpy.errors import Errno, XenError
+from xenpy.framepool import FramePool
 from xenpy.pv.gnttab import GrantError, GrantTable
 
 READING_WRITING = 0x18
@@ -161,8 +162,11 @@ def test_a_copy_has_the_entries_and_nobody_using_them(version: int) -> None:
         one.gnttab.frame(2)
         one.grant(300, 3, 4)
         saved = one.gnttab.snapshot()
-        fresh = GrantTable(2, two.pool, two.memory, lookup=two.lookup)
+        pool = FramePool()
+        pool.load(one.pool.state())
+        fresh = GrantTable(2, pool, two.memory, lookup=two.lookup)
         fresh.restore(saved)
+        assert fresh.snapshot() == saved
         assert (fresh.version, fresh.nr_frames) == (version, 3)
         with fresh.map_page(3, 300) as mapping:
             assert bytes(mapping.view[:19]) == two.mark(4)
