@@ -238,7 +238,6 @@ class Host:
         saved: SavedGuest,
         *,
         wall: bool = False,
-        isolated_disks: bool = True,
     ) -> Guest:
         """Build a guest, not yet running, that goes on where a saved one stood still; with `wall` all the time since has passed for it.
 
@@ -251,7 +250,8 @@ class Host:
             raise HostError(
                 f"domain {domid} lives on this host; a guest that was saved as domain {domid} needs another host"
             )
-        options = DeviceOptions(isolated_disks=isolated_disks, disks=saved.disks)
+        # A process of a device's own could not see what the guest's private copy of its RAM holds.
+        options = DeviceOptions(isolated_disks=False, isolated_nets=False, disks=saved.disks)
         resume = Resume(saved.state.domain, saved.ram, wall)
         return self._make(
             config, sink, options, domid, lambda: restore_domain(self, domid, config, resume), saved.state

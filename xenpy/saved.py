@@ -70,6 +70,7 @@ def save_guest(guest: Guest) -> SavedGuest:
             )
             ram = domain.memory.freeze()
             domain.evtchn.memory_frozen()
+            guest.devices.memory_frozen()
             ram.seal()
             disks = guest.devices.freeze_disks()
         return SavedGuest(state, ram, disks)

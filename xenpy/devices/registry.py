@@ -87,6 +87,11 @@ class Devices:
         """Let go of the guest, which stands still and sees nothing of it; the caller must not hold the host's lock."""
         return tuple(backend.park() for backend in self._backends.values())
 
+    def memory_frozen(self) -> None:
+        """Take note, parked, that the guest's RAM is private from now on."""
+        for backend in self._backends.values():
+            backend.memory_frozen()
+
     def unpark(self) -> None:
         """Go on where `park` left off."""
         for backend in self._backends.values():

@@ -225,6 +225,10 @@ class Backend(ABC):
         parked.wait()
         return state
 
+    def memory_frozen(self) -> None:
+        """Take note, parked, that the guest's RAM is private from now on: no other process sees what is written there."""
+        return
+
     def unpark(self) -> None:
         """Go on where `park` left off."""
         with self.services.lock:

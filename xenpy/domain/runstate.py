@@ -34,10 +34,12 @@ _SIZE_32: Final = 44
 
 @dataclass(frozen=True, slots=True)
 class RunstateState:
-    """An account as plain data: when it began, how long it has (run, waited), in ns of system time; where the guest wants its copy."""
+    """An account as plain data: when it began, how long it has (run, waited), in ns of system time; where the guest wants a copy."""
 
     started: int
     used: tuple[int, int]
+    offline_since: int | None
+    offline_ns: int
     gpa: int | None
     wide: bool
     update_flag: bool
@@ -96,11 +98,14 @@ class ThreadRunstate:
     def state(self) -> RunstateState:
         """Return the account as plain data."""
         _, gpa, wide = self._area or (None, None, False)
-        return RunstateState(self._started, self._used(), gpa, wide, self.update_flag)
+        return RunstateState(
+            self._started, self._used(), self._offline_since, self._offline_ns, gpa, wide, self.update_flag
+        )
 
     def restore(self, state: RunstateState, memory: GuestMemory) -> None:
         """Go on with an account of the same system time; another thread will carry the vCPU."""
         self._started, self._before, self.update_flag = state.started, state.used, state.update_flag
+        self._offline_since, self._offline_ns = state.offline_since, state.offline_ns
         if state.gpa is not None:
             self._area = memory, state.gpa, state.wide
 

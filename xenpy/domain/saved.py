@@ -61,6 +61,7 @@ class VcpuState:
 
     registers: KvmState
     iopl: int
+    io_bitmap: tuple[int, int]
     started: bool
     up: bool
     timers: TimersState
@@ -155,6 +156,7 @@ def _save_vcpu(vcpu: Vcpu, kind: PvVcpuState | PvhVcpuState, msrs: Sequence[int]
     return VcpuState(
         registers=save(vcpu.kvm, msrs, in_kernel=not vcpu.domain.is_pv),
         iopl=vcpu.iopl,
+        io_bitmap=vcpu.io_bitmap,
         started=vcpu._started,
         up=vcpu._up,
         timers=vcpu.timers.state(),
@@ -177,7 +179,8 @@ def load_common(domain: Domain, state: DomainState) -> None:
 def load_vcpu(vcpu: Vcpu, state: VcpuState, resume: Resume) -> None:
     """Take over what every vCPU has; its registers are KVM's from then on."""
     load(vcpu.kvm, state.registers, state.registers.tsc + resume.elapsed_ns * resume.state.tsc_khz * 1000 // _NS_PER_S)
-    vcpu.iopl, vcpu._started, vcpu._up = state.iopl, state.started, state.up
+    vcpu.iopl, vcpu.io_bitmap = state.iopl, state.io_bitmap
+    vcpu._started, vcpu._up = state.started, state.up
     vcpu.timers.restore(state.timers)
     vcpu.account.restore(state.runstate, vcpu.domain.memory)
 

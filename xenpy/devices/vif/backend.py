@@ -104,6 +104,12 @@ class Vif(Backend):
         self._stack.close()
         self.station.disconnect(done)
 
+    def memory_frozen(self) -> None:
+        """Have the host's loop move the frames from now on, on the same tap or user network."""
+        with self.lock:
+            self.station = self.station.in_loop()
+            self._apply()
+
     def release(self) -> None:
         """Close the link."""
         self.station.close()

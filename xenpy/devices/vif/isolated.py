@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
     from xenpy.config.vif import VifConfig
     from xenpy.devices.vif.flow import Steering
+    from xenpy.devices.vif.link import Link
     from xenpy.devices.vif.passt import Passt
     from xenpy.devices.vif.plan import Plan, QueuePlace
     from xenpy.devices.vif.services import VifServices
-    from xenpy.devices.vif.station import Listener
+    from xenpy.devices.vif.station import Listener, Station
     from xenpy.devices.vif.tap import TapLink
+    from xenpy.loop import Loop
 
 TX_ENTRIES: Final = ring_entries(1, NETIF_TX_SLOT_SIZE)
 RX_ENTRIES: Final = ring_entries(1, NETIF_RX_SLOT_SIZE)
@@ -50,6 +52,9 @@ class Outlet(Protocol):
 
     def lost(self) -> None:
         """Hear from the loop's thread that what was opened is of no use any more."""
+
+    def link(self, loop: Loop) -> Link:
+        """Return the same for frames that the host's loop moves; the outlet is of no use then."""
 
     def close(self) -> None:
         """Free it."""
@@ -73,6 +78,10 @@ class TapOutlet:
 
     def lost(self) -> None:
         """Do nothing: a tap is not lost."""
+
+    def link(self, _loop: Loop) -> Link:
+        """Return the tap."""
+        return self._link
 
     def close(self) -> None:
         """Close the tap."""
@@ -99,6 +108,12 @@ class PasstOutlet:
     def lost(self) -> None:
         """Have passt give us another stream."""
         self.passt.lost()
+
+    def link(self, loop: Loop) -> Link:
+        """Return a link to passt, which keeps the guest's connections."""
+        from xenpy.devices.vif.passt_link import PasstLink
+
+        return PasstLink(loop, self.passt)
 
     def close(self) -> None:
         """End passt."""
@@ -196,6 +211,13 @@ class Isolated:
             self._groups = note["groups"]
         if "lost" in note:
             self._services.call_soon(self.outlet.lost)
+
+    def in_loop(self) -> Station:
+        """Return what moves the frames in the host's loop."""
+        from xenpy.devices.vif.station import InLoop
+
+        TEMPLATE.drop()
+        return InLoop(self._services, self._domid, self._config, self.outlet.link(self._services.loop), self._listener)
 
     def disconnect(self, done: Callable[[], None]) -> None:
         """Have the process end, let go of what is the guest's, then call `done`."""

@@ -49,6 +49,9 @@ class Station(Protocol):
     def steer(self) -> None:
         """Take note of what the guest has changed about the steering that came with `connect`."""
 
+    def in_loop(self) -> Station:
+        """Return what takes this one's place and moves the frames in the host's loop. While nothing is connected."""
+
     def close(self) -> None:
         """Free what is behind the interface."""
 
@@ -63,6 +66,10 @@ class InLoop:
         self._stack = ExitStack()
         self._filtering = False
         self.port = Port(self, services.loop, link, config.rate)
+
+    def in_loop(self) -> Station:
+        """Return this one."""
+        return self
 
     # -- what the port asks for ---------------------------------------------------------------------------------------
 
