@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,7 @@ import pytest
 from test_vif_hostile import BAD_GREF, MISDEEDS, assert_closed
 from vif_isolation_rig import StreamWire, TapWire, isolated_front, keeper, kill, pid
 from vif_rig import BROADCAST, MAC, OURS, THEIRS, VifServices, ethernet
-from xenbus_rig import FrontRing
+from xenbus_rig import PATIENCE, FrontRing
 
 from xenpy.abi.netif import (
     NETIF_CTRL_REQUEST,
@@ -32,6 +35,7 @@ from xenpy.devices.isolation.process import TEMPLATE
 from xenpy.devices.vif.isolated import Isolated
 from xenpy.devices.vif.opening import open_station
 from xenpy.loop import Loop
+from xenpy.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,7 +80,10 @@ def comes_in(front: NetFront, wire: StreamWire | TapWire, data: bytes, queue: in
 
     def came() -> bool:
         wire.send(data)
-        got.extend(front.queues[queue].receive())
+        time.sleep(0.002)
+        new = front.queues[queue].receive()
+        front.queues[queue].post(sum(-(-len(received.data) // PAGE_SIZE) for received in new))
+        got.extend(new)
         return any(received.data == data for received in got)
 
     front.services.until(came, "a frame in the guest")
@@ -310,3 +317,30 @@ def test_passt_and_the_process_die_in_turn_and_the_guest_can_ask_again(capsys: p
             front.first.receive()
             front.services.until(answered, "the gateway, asked by the next process")
         assert capsys.readouterr().err.count("passt ended") == 1
+
+
+@pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+def test_passt_and_the_process_end_with_the_vmm() -> None:
+    script = (
+        "import time, vif_isolation_rig as rig, test_vif_isolation as test\n"
+        "with rig.isolated_front(services=test.RealServices(), make=test.open_station) as front:\n"
+        "    print(rig.pid(front), front.vif.station.outlet.passt.process.pid, flush=True)\n"
+        "    print(front.vif.station.outlet.passt._directory.name, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment, text=True) as vmm:
+        assert vmm.stdout is not None
+        pidfds = [os.pidfd_open(int(number)) for number in vmm.stdout.readline().split()]
+        directory = Path(vmm.stdout.readline().strip())
+        assert directory.is_dir()
+        vmm.kill()
+        for pidfd in pidfds:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            assert poll.poll(PATIENCE * 1000)
+            os.close(pidfd)
+    deadline = time.monotonic() + PATIENCE
+    while directory.exists():
+        assert time.monotonic() < deadline, "its directory is left"
+        time.sleep(0.01)

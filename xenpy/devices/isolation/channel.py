@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE: Final = 1 << 16
 MAX_FDS: Final = 64
 PID: Final = struct.Struct("=i")
-"""The payload of FORKED, GUARD and UNGUARD."""
+"""The payload of FORKED and UNGUARD, and how that of GUARD begins."""
 
 
 class Kind(IntEnum):
@@ -46,7 +46,7 @@ class Kind(IntEnum):
     FORKED = 11
     """The answer: the process' number, and a descriptor of it."""
     GUARD = 12
-    """To the template: kill the process of this number and descriptor when we are no more."""
+    """To the template: when we are no more, kill the process of this number and descriptor, and remove the directory that follows."""
     UNGUARD = 13
     """To the template: do not, any more."""
     TELL = 14

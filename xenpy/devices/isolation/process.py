@@ -53,7 +53,7 @@ class Template:
         self._holders = 0
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._guarded: dict[bytes, int] = {}
+        self._guarded: dict[int, tuple[bytes, int]] = {}
 
     @property
     def pid(self) -> int | None:
@@ -76,19 +76,23 @@ class Template:
             if not self._holders:
                 self._end()
 
-    def guard(self, pid: int, pidfd: int) -> None:
-        """Have a process killed when this one is no more, however it ended; goes with an `unguard`, before which `pidfd` stays open."""
+    def guard(self, pid: int, pidfd: int, directory: str) -> None:
+        """Have a process killed and its directory removed when this one is no more, however it ended.
+
+        It goes with an `unguard`, before which `pidfd` stays open.
+        """
         self.hold()
         with self._lock:
-            self._guarded[PID.pack(pid)] = pidfd
+            payload = PID.pack(pid) + os.fsencode(directory)
+            self._guarded[pid] = payload, pidfd
             with suppress(OSError):  # it has died: who starts it anew sends everything again
                 if self._channel is not None:
-                    self._channel.send(Kind.GUARD, PID.pack(pid), [pidfd])
+                    self._channel.send(Kind.GUARD, payload, [pidfd])
 
     def unguard(self, pid: int) -> None:
         """Undo one `guard`."""
         with self._lock:
-            del self._guarded[PID.pack(pid)]
+            del self._guarded[pid]
             with suppress(OSError):
                 if self._channel is not None:
                     self._channel.send(Kind.UNGUARD, PID.pack(pid))
@@ -135,7 +139,7 @@ class Template:
             theirs.close()
         self._channel = ours
         with suppress(OSError):  # it has died already: `fork` tries again
-            for payload, pidfd in self._guarded.items():
+            for payload, pidfd in self._guarded.values():
                 ours.send(Kind.GUARD, payload, [pidfd])
 
     def _end(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import socket
 from contextlib import suppress
@@ -31,18 +32,20 @@ def main(fd: int) -> None:
         signal.SIGCHLD, signal.SIG_IGN
     )  # the kernel buries them; whoever asked for one has a descriptor of it
     channel = Channel(socket.socket(fileno=fd))
-    guarded: dict[bytes, int] = {}
+    guarded: dict[bytes, tuple[int, str]] = {}
     while (message := channel.receive()) is not None:
         match message.kind:
             case Kind.GUARD:
-                guarded[message.payload] = message.fds[0]
+                directory = os.fsdecode(message.payload[PID.size :])
+                guarded[message.payload[: PID.size]] = message.fds[0], directory
             case Kind.UNGUARD:
-                os.close(guarded.pop(message.payload))
+                os.close(guarded.pop(message.payload)[0])
             case _:
-                _fork(channel, message, guarded.values())
-    for pidfd in guarded.values():
+                _fork(channel, message, [pidfd for pidfd, _ in guarded.values()])
+    for pidfd, directory in guarded.values():
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _fork(channel: Channel, message: Message, guarded: Iterable[int]) -> None:

@@ -105,7 +105,7 @@ class Passt:
         except OSError as error:
             raise HostError(f"{self._command[0]}: {error.strerror}") from None
         self._pidfd = os.pidfd_open(self.process.pid)
-        TEMPLATE.guard(self.process.pid, self._pidfd)
+        TEMPLATE.guard(self.process.pid, self._pidfd, self._directory.name)
         assert self.process.stderr is not None
         os.set_blocking(self.process.stderr.fileno(), False)
         self._started = time.monotonic()
