@@ -25,6 +25,31 @@ if TYPE_CHECKING:
 MEMORY_OP, MULTICALL, SCHED_OP, EVENT_CHANNEL_OP, VERSION = 12, 13, 29, 32, 17
 
 
+class FakeDevices:
+    """Two devices, and what has become of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.ask: Any = None
+        self._disk = SimpleNamespace(
+            kill=self._kill, trouble=self._trouble, fail=lambda error: self.asked.append(f"fail {error}")
+        )
+        self._net = SimpleNamespace(set_carrier=lambda up: self.asked.append(f"carrier {up}"))
+
+    def _kill(self) -> bool:
+        self.asked.append("kill")
+        return True
+
+    def _trouble(self, ask: Any) -> None:
+        self.ask = ask
+
+    def names(self) -> list[tuple[str, int]]:
+        return [("vbd", 51712), ("vif", 0)]
+
+    def find(self, kind: str, devid: int) -> Any:
+        return {("vbd", 51712): self._disk, ("vif", 0): self._net}.get((kind, devid))
+
+
 class Faulty(Rig):
     """A traced domain between which and its hypervisor rules strike."""
 
@@ -36,7 +61,11 @@ class Faulty(Rig):
             call_later=lambda delay, callback: self.later.append((delay, callback)),
         )
         self.domain.ending = None
-        self.injector = Injector(self.host, self.domain, parse(rules, seed), self.tracer.fault)
+        self.devices = FakeDevices()
+        self.injector = Injector(
+            SimpleNamespace(host=self.host, domain=self.domain, devices=self.devices),  # type: ignore[arg-type]
+            parse(rules, seed),
+        )
 
     @property
     def faults(self) -> list[tuple[str, object]]:
@@ -95,7 +124,13 @@ def test_what_does_not_match_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        ("x:drop", "'x' is none of hypercall, xenstore, event, grant"),
+        ("x:drop", "'x' is none of hypercall, xenstore, event, grant, request, device, clock"),
+        ("request=vbd/1:error=ENOMEM", "a request fails with error or error=EOPNOTSUPP"),
+        ("request=vbd/1:kill", "request knows error, delay, drop, duplicate, reorder, not kill"),
+        ("device:kill", "a device is named like vbd/51712"),
+        ("device=vbd/1:kill:when=2", "'when=2' is not at=TIME"),
+        ("device=vbd/1:kill:at=soon", "'soon' is not a time"),
+        ("clock:jump", "'' is not a time"),
         ("hypercall", "exactly one of error, delay, drop, duplicate is needed"),
         ("hypercall:drop:drop", "exactly one"),
         ("hypercall:reorder", "hypercall knows error, delay, drop, duplicate, not reorder"),
@@ -264,6 +299,51 @@ def test_grants() -> None:
             rig.domain.gnttab.map_page(0, 9)
         rig.domain.gnttab.map_page(0, 9).close()
         assert rig.faults == [("error", 2)]
+
+
+# -- devices --------------------------------------------------------------------------------------------------------------
+
+
+def test_requests_by_device_and_operation() -> None:
+    with faulty("request=vbd/51712.write:error:when=2", "request=vbd/*:delay=10ms:when=4") as rig:
+        outcomes = [rig.devices.ask(name) for name in ("write", "read", "write", "read")]
+        assert [outcome and outcome.mishap.value for outcome in outcomes] == [None, None, "error", "delay"]
+        assert outcomes[3].delay_s == 0.01
+        assert rig.faults == [("error", 2), ("delay", 4)]
+        rig.injector.detach()
+        assert rig.devices.ask is None
+
+
+def test_devices_by_the_clock() -> None:
+    with faulty("device=vbd/51712:kill:at=3s", "device=vif/0:down", "device=vbd/51712:close:at=1ms") as rig:
+        assert [delay for delay, _ in rig.later] == [3.0, 0.0, 0.001]
+        for _, callback in rig.later:
+            callback()
+        assert rig.devices.asked == ["kill", "carrier False", "fail an injected fault"]
+        assert [name for name, _ in rig.faults] == ["kill", "down", "close"]
+
+
+def test_what_is_due_after_the_end_does_not_strike() -> None:
+    with faulty("device=vbd/51712:kill:at=3s") as rig:
+        rig.injector.detach()
+        for _, callback in rig.later:
+            callback()
+        assert rig.devices.asked == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("device=vif/1:down", "no device vif/1; it has vbd/51712, vif/0"),
+        ("device=vbd/51712:down", "vbd/51712 has no cable"),
+        ("request=vif/0:drop", "no faults of vif/0's requests"),
+        ("request=vbd/7.read:drop", "no device vbd/7"),
+    ],
+)
+def test_rules_for_devices_that_are_not_there_are_refused(rule: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught, faulty(rule):
+        pass
+    assert says in str(caught.value)
 
 
 def test_nothing_is_left_behind() -> None:

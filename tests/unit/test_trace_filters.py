@@ -25,7 +25,7 @@ def passes(*expressions: str, **of: object) -> bool:
 
 
 def test_all_but_the_console_passes_by_default() -> None:
-    for kind in Kind:
+    for kind in set(Kind) - {Kind.REQUEST, Kind.DEVICE, Kind.CLOCK}:
         assert passes(kind=kind, name="x") is (kind is not Kind.CONSOLE)
 
 

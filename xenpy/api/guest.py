@@ -148,6 +148,11 @@ class Guest:
     # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
+    def core(self) -> Core:
+        """Return the guest as the hypervisor has it, for those who know that."""
+        return self._core
+
+    @property
     def name(self) -> str:
         """Return the domain's name."""
         return self.config.name

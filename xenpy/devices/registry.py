@@ -132,6 +132,10 @@ class Devices:
         """Return a device that the guest has."""
         return self._backends.get((kind, devid))
 
+    def names(self) -> list[tuple[str, int]]:
+        """Return kind and number of each device, in order."""
+        return sorted(self._backends)
+
     def unplug(self, kind: str, devid: int, *, force: bool = False) -> None:
         """Ask the guest to give up a device, or take it away without asking. Raises ConfigError if it has none such."""
         backend = self.find(kind, devid)

@@ -181,6 +181,10 @@ class Backend(ABC):
         """Take note of what the frontend changed while connected; called under the lock. Raises FrontendError."""
         raise FrontendError(f"a {self.kind} has nothing to reconfigure")
 
+    def kill(self) -> bool:
+        """Kill the process that serves the device, as a fault would; tell whether there is one. From any thread."""
+        return False
+
     @abstractmethod
     def release(self) -> None:
         """Free what the device has of the host; after the last disconnection, without the lock."""

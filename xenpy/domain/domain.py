@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
 from xenpy.abi.event_channel import DOMID_SELF
@@ -76,6 +76,8 @@ class Domain(ABC):
         self.clock = SystemClock()
         self.timekeeper = Timekeeper(self)
         self.watchdogs = Watchdogs(self)
+        self.on_injected: list[Callable[[str, dict[str, Any]], None]] = []
+        """Who hears, under the host's lock, of faults that a test has injected: their names, and what is known of them."""
         self.in_guest: InGuest | None = None
         """What tells of hypercalls that never leave the guest, where there are such."""
         self._vcpus: list[Vcpu] = []

@@ -12,13 +12,14 @@ from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.vbd.connection import Connection, Plan, RingPlace, Threads
 from xenpy.devices.vbd.requests import MAX_INDIRECT_SEGMENTS
 from xenpy.devices.xenbus import Backend, Nodes
-from xenpy.errors import FrontendError
+from xenpy.errors import FrontendError, XenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config.disk import DiskConfig
     from xenpy.devices.isolation.grants import IsolationServices
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vbd.backing import Backing
     from xenpy.devices.vbd.frozen import FrozenDisk
 
@@ -42,6 +43,10 @@ class VbdBackend(Backend):
         self.backing = backing
         self.connection: Connection | None = None
         """What serves the frontend, while one is connected."""
+        self._plan: Plan | None = None
+        self._ask: Ask | None = None
+        self._moving = False  # from a process to threads
+        self._on_moved: Callable[[], None] | None = None
         if isolated:
             from xenpy.devices.isolation.process import TEMPLATE
 
@@ -115,14 +120,60 @@ class VbdBackend(Backend):
         order = self._ring_order()
         names = [f"ring-ref{index}" for index in range(1 << order)] if order else ["ring-ref"]
         rings = [RingPlace([queue.gref(name) for name in names], queue.port("event-channel")) for queue in queues]
-        self.connection = self._connect_to(Plan(protocol, rings, frontend.flag("feature-persistent")))
-        self.connection.start()
+        self._plan = Plan(protocol, rings, frontend.flag("feature-persistent"))
+        self._serve(self._plan)
         return self._properties()
+
+    def _serve(self, plan: Plan) -> None:
+        self.connection = self._connect_to(plan)
+        if isinstance(self.connection, Threads):
+            self.connection.set_ask(self._ask)
+        self.connection.start()
+
+    def trouble(self, ask: Ask | None) -> None:
+        """Have somebody asked what goes wrong with each request, or nobody; from any thread.
+
+        A process cannot ask: the disk is served in threads from then on, until it is connected anew, taking over the rings as they are.
+        """
+        with self.services.lock:
+            self._ask = ask
+            if isinstance(self.connection, Threads):
+                self.connection.set_ask(ask)
+            elif ask is not None and self.connection is not None:
+                connection, self.connection = self.connection, None
+                self._moving = True
+                connection.stop(self._moved)
+
+    def kill(self) -> bool:
+        """Kill the process that serves the disk, or that has its image; another one takes over. Tell whether there is one."""
+        with self.services.lock:
+            if self.connection is not None and self.connection.kill():
+                return True
+        from xenpy.devices.vbd.qemu import QemuImage
+
+        return isinstance(self.backing, QemuImage) and self.backing.kill()
+
+    def _moved(self) -> None:
+        """Go on in threads, or with what has come in the way; under the lock."""
+        self._moving = False
+        on_moved, self._on_moved = self._on_moved, None
+        if on_moved is not None:
+            on_moved()
+        elif self._plan is not None:
+            self.services.call_soon(self._serve_again)
+
+    def _serve_again(self) -> None:
+        with self.services.lock:
+            if self.connection is None and self._plan is not None and not self._closed:
+                try:
+                    self._serve(self._plan)
+                except (FrontendError, XenError) as error:
+                    self.fail(error)
 
     def _connect_to(self, plan: Plan) -> Connection:
         name = f"vbd {self.domid}/{self.params.devid}"
-        # A process of its own could not see what a private copy of the guest's RAM holds.
-        can_share = self._isolated and not self._services.domain(self.domid).memory.is_private
+        # A process of its own could not see what a private copy of the guest's RAM holds, nor ask what goes wrong with requests.
+        can_share = self._isolated and self._ask is None and not self._services.domain(self.domid).memory.is_private
         parcel = self.backing.parcel() if can_share else None
         if parcel is None:
             return Threads(self.services, self.domid, name, plan, self.backing, self.fail)
@@ -147,9 +198,13 @@ class VbdBackend(Backend):
 
     def disconnect(self, done: Callable[[], None]) -> None:
         """Have the requests under way finished and no more begun."""
-        assert self.connection is not None
-        self.connection.stop(done)
-        self.connection = None
+        connection, self.connection, self._plan = self.connection, None, None
+        if connection is not None:
+            connection.stop(done)
+        elif self._moving:
+            self._on_moved = done
+        else:
+            done()
 
     def resize(self) -> bool:
         """Look at the medium's size anew, and tell the guest if it changed; return whether it did."""

@@ -16,6 +16,7 @@ from xenpy.devices.vbd.requests import BlockRing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vbd.backing import Backing
     from xenpy.devices.xenbus import Services
 
@@ -54,6 +55,9 @@ class Connection(Protocol):
     def start(self) -> None:
         """Begin to serve."""
 
+    def kill(self) -> bool:
+        """Kill the process that serves, if one does; tell whether."""
+
     def stop(self, done: Callable[[], None]) -> None:
         """Let go of all that is the guest's after the requests under way; then call `done`, under the lock."""
 
@@ -77,9 +81,19 @@ class Threads:
             undo.pop_all()
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the threads, which look at once: a ring that is taken over may have requests whose events nobody heard."""
         for worker in self._workers:
+            worker.look()
             threading.Thread(target=worker.run, name=self._name, daemon=True).start()
+
+    def kill(self) -> bool:
+        """Do nothing: there is no process."""
+        return False
+
+    def set_ask(self, ask: Ask | None) -> None:
+        """Have somebody asked what goes wrong with each request, or nobody."""
+        for worker in self._workers:
+            worker.queue.ask = ask
 
     def stop(self, done: Callable[[], None]) -> None:
         """Have the threads end after the requests that they are at."""
@@ -120,8 +134,12 @@ class _Worker:
             undo.callback(services.unbind, port)
             pages = GrantedPages(HostGrants(services, domid), persistent=plan.kept)
             undo.callback(pages.close)
-            self._queue = BlockQueue(ring, pages, backing, lambda: services.notify(port))
+            self.queue = BlockQueue(ring, pages, backing, lambda: services.notify(port))
             self._resources = undo.pop_all()
+
+    def look(self) -> None:
+        """Have the thread look at the ring."""
+        self._wanted.set()
 
     def stop(self, on_end: Callable[[], None]) -> None:
         """Have the thread end and let go of the guest's pages; then call `on_end`, under the lock."""
@@ -139,7 +157,7 @@ class _Worker:
             while not self._stopping:
                 self._wanted.wait()
                 self._wanted.clear()
-                self._queue.serve(lambda: self._stopping)
+                self.queue.serve(lambda: self._stopping)
         except Exception as error:  # of the frontend's making, or a bug of ours that must cost one device only
             self._fail(error)
             while not self._stopping:

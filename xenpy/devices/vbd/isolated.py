@@ -85,6 +85,13 @@ class Isolated:
         """Begin to serve."""
         self.keeper.start()
 
+    def kill(self) -> bool:
+        """Kill the process, as a fault would; another one takes over. Tell whether there is one."""
+        process = self.keeper.process
+        if process is not None:
+            process.kill()
+        return process is not None
+
     def stop(self, done: Callable[[], None]) -> None:
         """Let go of all that is the guest's after the requests under way; then call `done`, under the lock."""
 

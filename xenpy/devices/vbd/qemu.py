@@ -161,6 +161,12 @@ class QemuImage:
         """Return False: an image cannot be resized while QEMU has it open."""
         return False
 
+    def kill(self) -> bool:
+        """Kill the server, as a fault would; another one takes over. Tell whether there is one."""
+        process = self._server.process
+        process.kill()
+        return process.poll() is None
+
     def parcel(self) -> None:
         """Return None: the server, which does the work, is a process of its own."""
 

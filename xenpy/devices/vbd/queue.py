@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import time
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP, SECTOR_SHIFT
+from xenpy.devices.trouble import SLICE_S, Mishap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vbd.backing import Backing, Views
     from xenpy.devices.vbd.pages import GrantedPages
     from xenpy.devices.vbd.requests import BlockRing, Request, Segment
@@ -40,6 +43,8 @@ class BlockQueue:
         self._pages = pages
         self._backing = backing
         self._notify = notify
+        self.ask: Ask | None = None
+        """Whom to ask what goes wrong with each request."""
 
     def serve(self, stopping: Callable[[], bool]) -> None:
         """Carry out requests until none waits, or until `stopping` says so. Raises FrontendError."""
@@ -51,10 +56,41 @@ class BlockQueue:
                 continue
             with self._lock:
                 parts: list[Part] = [(request, self._pages.segments_of(request)) for request in requests]
-            for group in _grouped(parts):
+            ask = self.ask
+            groups = _grouped(parts) if ask is None else self._troubled(parts, ask, stopping)
+            for group in groups:
                 self._carry_out(group)
                 if self._ring.push():
                     self._notify()
+
+    def _troubled(self, parts: list[Part], ask: Ask, stopping: Callable[[], bool]) -> Iterator[list[Part]]:
+        """Yield the requests one by one as they are to be carried out; those that fail are answered meanwhile."""
+        overtaken: list[Part] = []
+        for part in parts:
+            op = part[0].op
+            trouble = ask(op.name.lower() if op is not None else "unknown")
+            match trouble.mishap if trouble is not None else None:
+                case Mishap.ERROR:
+                    assert trouble is not None
+                    self._ring.answer(part[0], BLKIF_RSP.EOPNOTSUPP if trouble.unsupported else BLKIF_RSP.ERROR)
+                    if self._ring.push():
+                        self._notify()
+                    continue
+                case Mishap.DROP:
+                    continue
+                case Mishap.REORDER:
+                    overtaken.append(part)
+                    continue
+                case Mishap.DELAY:
+                    assert trouble is not None
+                    _sleep(trouble.delay_s, stopping)
+                case Mishap.DUPLICATE:
+                    if op in (BLKIF_OP.READ, BLKIF_OP.WRITE):
+                        self._move([part])
+            yield [part]
+            yield from ([late] for late in overtaken)
+            overtaken = []
+        yield from ([late] for late in overtaken)
 
     def _carry_out(self, group: list[Part]) -> None:
         request = group[0][0]
@@ -116,6 +152,12 @@ class BlockQueue:
         except OSError as error:
             return BLKIF_RSP.EOPNOTSUPP if error.errno in _UNSUPPORTED else BLKIF_RSP.ERROR
         return BLKIF_RSP.OKAY
+
+
+def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while (rest := deadline - time.monotonic()) > 0 and not stopping():
+        time.sleep(min(rest, SLICE_S))
 
 
 def _sectors(segments: tuple[Segment, ...]) -> int:

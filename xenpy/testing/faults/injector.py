@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from xenpy.abi.event_channel import EVTCHNSTAT
 from xenpy.abi.grant_table import GNTST
@@ -13,7 +15,7 @@ from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import carry_out
 from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore import Connection
-from xenpy.testing.faults.rules import Action
+from xenpy.testing.faults.rules import TIMED, Action
 from xenpy.testing.interpose import interpose
 from xenpy.testing.trace import messages
 from xenpy.testing.trace.calls import MULTICALL, name_of, reasoned
@@ -23,9 +25,8 @@ from xenpy.testing.trace.record import Kind, Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from xenpy.domain.domain import Domain
     from xenpy.domain.inguest import InGuest
-    from xenpy.host import Host
+    from xenpy.host import Guest
     from xenpy.hypercalls.call import Call
     from xenpy.pv.evtchn.port import Port
     from xenpy.pv.evtchn.table import Deliver
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     Hand = Callable[[Watch, str], None]
     MakeUse = Callable[..., Use]
 
+_OF_DEVICES: Final = frozenset((Kind.REQUEST, *TIMED))
+_KEPT: Final = 10_000
+"""Faults that are remembered."""
 _SLICE_S: Final = 0.05
 _REASON: Final = "an injected fault"
 _OK: Final = b"OK\0"
@@ -46,37 +50,41 @@ _MAX_HELD: Final = 1024
 """Events that wait for a delay to be over, or for another to overtake them; more are delivered at once."""
 
 
-def _ignore(_name: str, _fields: dict[str, Value]) -> None:
-    """Tell nobody."""
+class Fault(NamedTuple):
+    """A fault that has struck: which action of which rule, for which of those that match it, and what it has struck."""
+
+    action: str
+    rule: str
+    number: int
+    what: str
 
 
 class Injector:
-    """Applies rules to one domain from `attach` to `detach`; `with` does both. A tracer that is attached later shows what comes of it.
+    """Applies rules to one guest from `attach` to `detach`; `with` does both. Of several rules that strike at once, the first counts.
 
-    `on_fault(name, fields)` hears of each fault when it strikes. Of several rules that strike at once, the first counts.
+    Tracers of the domain hear of each fault when it strikes, and `faults` keeps the last. Raises ConfigError for devices that it has not.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        domain: Domain,
-        rules: Sequence[Rule],
-        on_fault: Callable[[str, dict[str, Value]], None] = _ignore,
-    ) -> None:
-        self._host = host
-        self._domain = domain
+    def __init__(self, guest: Guest, rules: Sequence[Rule]) -> None:
+        self._guest = guest
+        self._host = guest.host
+        self._domain = guest.domain
         self._rules = list(rules)
         self._kinds = {rule.kind for rule in rules}
-        self.on_fault = on_fault
-        self._names = PortNames(host.store, domain.domid)
+        self.faults: deque[Fault] = deque(maxlen=_KEPT)
+        self._names = PortNames(self._host.store, self._domain.domid)
         self._held: list[tuple[Deliver, Port]] = []
         self._delayed = 0
         self._undo: list[Callable[[], None]] = []
         self._forbidding: InGuest | None = None
+        self._troubled: list[Any] = []
+        self._over = threading.Event()
         self._before: Callable[[Call], int] = carry_out
 
     def attach(self) -> None:
-        """Begin; the domain may run already."""
+        """Begin; the domain may run already. Raises ConfigError."""
+        if self._kinds & _OF_DEVICES:
+            self._come_between_devices()
         with self._host.lock:
             if Kind.HYPERCALL in self._kinds:
                 self._undo.append(interpose(self._domain, "dispatch", self._take_place))
@@ -102,6 +110,10 @@ class Injector:
         if self._forbidding is not None:
             self._forbidding.allow()
             self._forbidding = None
+        self._over.set()
+        for backend in self._troubled:
+            backend.trouble(None)
+        self._troubled.clear()
         with self._host.lock:
             while self._undo:
                 self._undo.pop()()
@@ -117,13 +129,53 @@ class Injector:
     def _struck(self, kind: Kind, name: str, fields: dict[str, Value]) -> Rule | None:
         """Return the rule that strikes, and tell of it. Every rule counts what it matches."""
         subject = Record(0, self._domain.domid, None, kind, name, fields)
-        struck = [rule for rule in self._rules if rule.strikes(subject)]
-        if not struck:
-            return None
-        rule = struck[0]
-        told: dict[str, Value] = {"rule": rule.text, "number": rule.seen, "what": f"{kind.value} {name}"}
-        self.on_fault(rule.action.value, told)
+        with self._host.lock:
+            struck = [rule for rule in self._rules if rule.strikes(subject)]
+            if not struck:
+                return None
+            rule = struck[0]
+            self._tell(rule, f"{kind.value} {name}")
         return rule
+
+    def _tell(self, rule: Rule, what: str) -> None:
+        fault = Fault(rule.action.value, rule.text, rule.seen, what)
+        self.faults.append(fault)
+        for hear in list(self._domain.on_injected):
+            hear(fault.action, {"rule": fault.rule, "number": fault.number, "what": fault.what})
+
+    # -- devices and the clock ----------------------------------------------------------------------------------------
+
+    def _come_between_devices(self) -> None:
+        from xenpy.testing.faults import devices
+
+        guest = self._guest
+        for rule in self._rules:
+            if rule.kind in _OF_DEVICES:
+                devices.check(guest, rule)
+        if Kind.REQUEST in self._kinds:
+            for kind, devid in guest.devices.names():
+                backend: Any = guest.devices.find(kind, devid)
+                if hasattr(backend, "trouble"):
+                    backend.trouble(devices.make_ask(f"{kind}/{devid}", self._struck))
+                    self._troubled.append(backend)
+        for rule in self._rules:
+            if rule.kind in TIMED:
+                self._strike_at(rule)
+
+    def _strike_at(self, rule: Rule) -> None:
+        from xenpy.testing.faults import devices
+
+        loop = self._host.loop
+
+        def due() -> None:
+            if self._over.is_set() or self._domain.ending is not None:
+                return
+            rule.seen += 1
+            with self._host.lock:
+                self._tell(rule, " ".join([rule.kind.value, *filter(None, rule.names)]))
+            devices.strike(self._guest, rule)
+
+        loop.call_soon(lambda: _forget(loop.call_later(rule.at_s, due)))
 
     # -- hypercalls ---------------------------------------------------------------------------------------------------
 

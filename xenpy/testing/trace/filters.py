@@ -13,12 +13,14 @@ from xenpy.testing.trace.messages import TYPE_NAMES
 from xenpy.testing.trace.record import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from xenpy.testing.trace.record import Record
 
 _STATUSES: Final = ("failed", "successful")
-_SHOWN_BY_DEFAULT: Final = frozenset(Kind) - {Kind.CONSOLE}
+_FAULTS_ONLY: Final = frozenset((Kind.REQUEST, Kind.DEVICE, Kind.CLOCK))
+_TRACED: Final = {kind.value: kind for kind in Kind if kind not in _FAULTS_ONLY}
+_SHOWN_BY_DEFAULT: Final = frozenset(_TRACED.values()) - {Kind.CONSOLE}
 _NO_OUTCOME: Final = (Kind.CONSOLE, Kind.FAULT)
 _GLOB: Final = frozenset("*?[")
 
@@ -46,10 +48,13 @@ class Filter:
     """Lets records through: by default all but console lines, which go where the console goes.
 
     Each expression is KIND, KIND=NAME,... or KIND=!NAME,..., the kinds adding up, or one of status=failed, status=successful and
-    vcpu=NUMBER,..., which hold for all kinds. Raises ConfigError for one that means nothing.
+    vcpu=NUMBER,..., which hold for all kinds; `kinds` are those that there are. Raises ConfigError for one that means nothing.
     """
 
-    def __init__(self, expressions: Iterable[str] = (), *, always: Iterable[Kind] = ()) -> None:
+    def __init__(
+        self, expressions: Iterable[str] = (), *, always: Iterable[Kind] = (), kinds: Mapping[str, Kind] = _TRACED
+    ) -> None:
+        self._words = kinds
         self._kinds: dict[Kind, _Names] = {}
         self._vcpus: set[int] = set()
         self._status = ""
@@ -74,13 +79,14 @@ class Filter:
             self._status = values
         elif key == "vcpu":
             self._add_vcpus(expression, values)
-        elif key in {kind.value for kind in Kind}:
-            names = self._kinds.setdefault(Kind(key), _Names())
+        elif key in self._words:
+            kind = self._words[key]
+            names = self._kinds.setdefault(kind, _Names())
             inverted = values.startswith("!")
             for value in values.removeprefix("!").split(",") if equals else ():
-                self._add_name(expression, Kind(key), names, value, inverted=inverted)
+                self._add_name(expression, kind, names, value, inverted=inverted)
         else:
-            kinds = ", ".join(kind.value for kind in Kind)
+            kinds = ", ".join(self._words)
             raise ConfigError(f"-e {expression}: {key!r} is none of {kinds}, status, vcpu")
 
     def _add_vcpus(self, expression: str, values: str) -> None:

@@ -31,6 +31,12 @@ class Kind(Enum):
     GRANT = "grant"
     CONSOLE = "console"
     FAULT = "fault"
+    REQUEST = "request"
+    """Of a device's ring; faults strike them, traces do not show them, for processes of their own may carry them out."""
+    DEVICE = "device"
+    """A whole device, for faults."""
+    CLOCK = "clock"
+    """The guest's time, for faults."""
 
 
 @dataclass(slots=True)

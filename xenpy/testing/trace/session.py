@@ -64,7 +64,7 @@ class Session:
         if self._rules:
             from xenpy.testing.faults import Injector
 
-            self._injector = Injector(guest.host, guest.domain, self._rules, self._tracer.fault)
+            self._injector = Injector(guest, self._rules)
             self._injector.attach()
         self._tracer.attach()
 

@@ -95,6 +95,9 @@ class Tracer:
                 self._undo += [table.interpose(self._delivering) for table in tables]
             if self._filter.wants_kind(Kind.GRANT):
                 self._listen_to_grants()
+            if self._filter.wants_kind(Kind.FAULT):
+                self._domain.on_injected.append(self.fault)
+                self._undo.append(lambda: self._domain.on_injected.remove(self.fault))
         if self._in_guest is not None and self._domain.in_guest is not None:
             self._domain.in_guest.listen(self._in_guest)
 
