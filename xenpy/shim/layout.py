@@ -9,7 +9,7 @@ Ref: xen/include/public/arch-x86/xen-x86_64.h
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Final
 
 SLOTS: Final = tuple(range(257, 272))
@@ -31,6 +31,7 @@ POOL_OFFSET: Final = FRAMES_OFFSET - (1 << 22)
 M2P_MAX: Final = (POOL_OFFSET - M2P_OFFSET) // 8
 
 
+@unique
 class Page(IntEnum):
     """Pages of a vCPU's window."""
 
@@ -68,6 +69,7 @@ RECORDS_PAGES: Final = 4
 WRITES_MAX: Final = (Page.KERNEL_TABLE - Page.WRITES) * 4096 // 8
 
 
+@unique
 class State(IntEnum):
     """64-bit words of the STATE page, by number."""
 
@@ -112,6 +114,10 @@ class State(IntEnum):
     """Where there is no room any more."""
     STUB_FRAME = 32
     """Five: IRETQ's frame for the in-guest code that calls the kernel's page fault handler."""
+    USER_CS64 = 37
+    """A selector that is known to be of 64-bit code: to others IRET goes by us."""
+    DATA_SEGMENTS = 38
+    """DS, and ES 16 bits higher, as a kernel that calls IRET for others than that has loaded them."""
 
 
 class Selector(IntEnum):
@@ -134,6 +140,7 @@ IO_PORTS: Final = range(0xE0, 0xE8)
 """What ring 3 may write to, where the entry code runs in ring 3."""
 
 
+@unique
 class Port(IntEnum):
     """Ports by which in-guest code calls us."""
 

@@ -40,6 +40,8 @@ _RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
 _RFLAGS_BOUNCED: Final = 3 << 12 | 1 << RFLAGS_IF_BIT
 _RFLAGS_HANDLER: Final = 0x202
 _IRET_RAX, _IRET_R11, _IRET_RCX, _IRET_FLAGS, _IRET_RIP, _IRET_CS, _IRET_RFLAGS, _IRET_RSP, _IRET_SS = range(0, 72, 8)
+_MOV_EAX_ES: Final = b"\x8c\xc0"
+_MOV_EAX_DS: Final = b"\x8c\xd8"
 _BP, _PF = 3, 14
 _PENDING, _MASK, _CR2 = 0, 1, 16
 """Offsets in struct vcpu_info."""
@@ -181,6 +183,9 @@ class Modes:
         a.label("iret_to_user")
         a.cmp(self.state(State.USER_CR3), 0, size=8)
         a.jz("iret_by_us")
+        a.movzx(eax, mem(rsp, _IRET_CS), size=2)
+        a.cmp(eax, self.state(State.USER_CS64))
+        a.jnz("iret_to_32_bits")
         self.recorder.commit()
         a.mov(rax, mem(rsp, _IRET_RIP))
         a.mov(self.state(State.USER_FRAME), rax)
@@ -202,6 +207,14 @@ class Modes:
         a.label("trap_user")
         a.int3()
 
+        # Hosts that run guests in user mode may interpret such code, with the segments that KVM knows of: not those loaded in ring 3.
+        a.label("iret_to_32_bits")
+        a.data(_MOV_EAX_ES)
+        a.shl(eax, 16)
+        a.mov(ecx, eax)
+        a.data(_MOV_EAX_DS)
+        a.or_(eax, ecx)
+        a.mov(self.state(State.DATA_SEGMENTS), rax)
         a.label("iret_by_us")
         a.mov(eax, _IRET)
         a.jmp("call_us")

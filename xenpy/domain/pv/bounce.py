@@ -168,6 +168,11 @@ class Bounces(PvState):
             regs.r11, regs.rcx = r11, rcx
         regs.rax, regs.rip, regs.rsp = rax, rip, rsp
         self.cs, self.ss = cs & 0xFFFF | 3, ss & 0xFFFF | 3
+        if not self.in_kernel and self.domain.shim.code.fast is not None:
+            if self.is_code64(self.cs):
+                self._words[State.USER_CS64] = self.cs
+            else:
+                self.load_data_segments()
         self.iopl_of_frame(rflags)
         regs.rflags = rflags & ~_RFLAGS_IOPL | RFLAGS_IF
         self.nmi_masked = False

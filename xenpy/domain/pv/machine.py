@@ -11,7 +11,6 @@ from xenpy.errors import XenError
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.emulate import GuestFault, read_msr, write_msr
 from xenpy.pv.emulate.machine import Vector
-from xenpy.shim.layout import Selector
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.vcpu import PvVcpu
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 _MSR_TSC: Final = 0x10
 _GP: Final = Vector.GP
-_CODE64: Final = 1 << 53
 _HYPERCALL_MSR: Final = XEN_BASE
 _CR4_SHOWN: Final = 0x660
 """PAE, MCE, OSFXSR, OSXMMEXCPT."""
@@ -42,10 +40,7 @@ class GuestMachine:
     @property
     def long_mode(self) -> bool:
         """Tell whether CS is a 64-bit segment."""
-        cs = self._vcpu.cs
-        if cs in (Selector.RING3_CS64, Selector.RING3_CS32):
-            return cs == Selector.RING3_CS64
-        return bool(self._vcpu.descriptor(cs) & _CODE64)
+        return self._vcpu.is_code64(self._vcpu.cs)
 
     @property
     def fs_base(self) -> int:

@@ -8,7 +8,7 @@ from xenpy.domain.vcpu import Vcpu
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
 from xenpy.kvm.constants import Sync
-from xenpy.memory import PAGE_SHIFT
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.paging import is_canonical
 from xenpy.shim.layout import GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
 
@@ -24,6 +24,8 @@ _DR7_RESERVED: Final = 0xFFFF_FFFF_0000_D800
 _PF: Final = 14
 _LDT_TYPE: Final = 0x82
 _ENTRIES_PER_PAGE: Final = 512
+_SELECTOR: Final = 0xFFFF
+_CODE64: Final = 1 << 53
 
 
 class Trap(NamedTuple):
@@ -68,6 +70,7 @@ class PvState(Vcpu):
         super().__init__(domain, vcpu_id, kvm_id, sync)
         self.window = domain.shim.windows[vcpu_id]
         self._words = self.window.state
+        self._words[State.USER_CS64] = Selector.RING3_CS64
         self.cs: int = Selector.RING3_CS64
         self.ss: int = Selector.RING3_SS
         self.traps: list[Trap | None] = [None] * 256
@@ -240,19 +243,39 @@ class PvState(Vcpu):
 
     def load_user_gs(self, selector: int) -> None:
         """Load a selector into the GS of user mode; one that is no good becomes null."""
-        descriptor = self.descriptor(selector)
-        present_data = descriptor >> 47 & 1 and descriptor >> 44 & 1
-        self.other_gs = 0
-        if present_data:
-            self.other_gs = descriptor >> 16 & 0xFF_FFFF | (descriptor >> 56 & 0xFF) << 24
         gs = self.kvm.sregs.gs
-        if present_data:
-            base = gs.base
-            flat(gs, selector, 3, 3, long=False)
-            gs.base = base
+        base = gs.base
+        self._load_data_segment(gs, selector)
+        self.other_gs, gs.base = gs.base, base
+
+    def load_data_segments(self) -> None:
+        """Have KVM know the DS and ES that the kernel has loaded for user mode, where it has not seen that.
+
+        Such hosts forget them when the vCPU's thread changes processors. 32-bit code can do nothing without: then they are as SS is.
+        """
+        segments = self._words[State.DATA_SEGMENTS]
+        self._load_data_segment(self.kvm.sregs.ds, segments & _SELECTOR or self.ss)
+        self._load_data_segment(self.kvm.sregs.es, segments >> 16 & _SELECTOR or self.ss)
+
+    def _load_data_segment(self, segment: Any, selector: int) -> None:
+        """Load a segment register of KVM's by the descriptor that a selector names, Ref: AMD64 APM volume 2, section 4.8."""
+        descriptor = self.descriptor(selector)
+        if descriptor >> 47 & 1 and descriptor >> 44 & 1:
+            flat(segment, selector, descriptor >> 40 & 0xF, 3, long=False)
+            segment.base = descriptor >> 16 & 0xFF_FFFF | (descriptor >> 56 & 0xFF) << 24
+            segment.limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
+            segment.g, segment.db = descriptor >> 55 & 1, descriptor >> 54 & 1
+            if segment.g:
+                segment.limit = segment.limit << PAGE_SHIFT | PAGE_SIZE - 1
         else:
-            gs.selector, gs.unusable = 0, 1
+            segment.selector, segment.base, segment.unusable = 0, 0, 1
         self.kvm.dirty(Sync.SREGS)
+
+    def is_code64(self, selector: int) -> bool:
+        """Tell whether a selector is one of 64-bit code."""
+        if selector in (Selector.RING3_CS64, Selector.RING3_CS32):
+            return selector == Selector.RING3_CS64
+        return bool(self.descriptor(selector) & _CODE64)
 
     def descriptor(self, selector: int) -> int:
         """Return the descriptor that a selector names, 0 if there is none."""
@@ -267,6 +290,7 @@ class PvState(Vcpu):
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         """Load the guest's part of the GDT."""
         del entries  # what is beyond them is in none of the frames
+        self._words[State.USER_CS64] = Selector.RING3_CS64
         self._show(Page.GDT, GDT_GUEST_PAGES, mfns)
 
     def set_ldt(self, gva: int, entries: int) -> None:
