@@ -49,7 +49,7 @@ mount ${kind:+-t "$kind"} -o "$mode$flags" "$device" /root.new || fail "root=$ro
 for place in dev proc sys; do
     mount -o move "/$place" "/root.new/$place" || fail "root=$root has no directory $place"
 done
-exec switch_root -c "/root.new/dev/${tty#/dev/}" /root.new $init"""
+exec switch_root -c "$tty" /root.new $init"""
 
 ENDINGS: Mapping[Ending, str] = {
     "poweroff": "poweroff -f",
