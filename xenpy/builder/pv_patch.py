@@ -48,8 +48,11 @@ class Patch(NamedTuple):
     data: bytes
 
 
-def make_patches(kernel: KernelImage, hypercall: int, iret: int) -> list[Patch]:
-    """Return what has a kernel call `hypercall` and jump to `iret`, both addresses of the shim's; nothing if it is not a known one."""
+def make_patches(kernel: KernelImage, ways: tuple[int, int] | None) -> list[Patch]:
+    """Return what has a kernel call `ways[0]` for a hypercall and jump to `ways[1]` for IRET, both addresses of the shim's.
+
+    None leaves SYSCALL as it is, where that is the way to the shim. Nothing is returned for a kernel that is not a known one.
+    """
     patches: list[Patch] = []
     for segment in kernel.elf.loadable:
         table = _free_end(segment)
@@ -58,11 +61,12 @@ def make_patches(kernel: KernelImage, hypercall: int, iret: int) -> list[Patch]:
         calls = [at for at in _find(kernel, segment, _CALL) if _byte(kernel, segment, at + len(_CALL)) in _RETURNS]
         irets = _find(kernel, segment, _IRET)
         if len(calls) == len(irets) == 1:
-            patches.append(Patch(table, pack("<QQ", hypercall, iret)))
-            at = calls[0]
-            patches.append(Patch(at, _CALL_MEMORY + pack("<i", table - at - 6) + _NOP2))
-            at = irets[0] + _IRET_KEPT
-            patches.append(Patch(at, _JUMP_MEMORY + pack("<i", table + 8 - at - 6) + _NOP))
+            if ways is not None:
+                patches.append(Patch(table, pack("<QQ", *ways)))
+                at = calls[0]
+                patches.append(Patch(at, _CALL_MEMORY + pack("<i", table - at - 6) + _NOP2))
+                at = irets[0] + _IRET_KEPT
+                patches.append(Patch(at, _JUMP_MEMORY + pack("<i", table + 8 - at - 6) + _NOP))
             clis = _find(kernel, segment, _CLI)
             if len(clis) == 1:
                 patches.append(Patch(clis[0] + _CLI_KEPT, _NOP))

@@ -51,10 +51,12 @@ class Guest(NamedTuple):
     vcpus: int
     version: int
     """What XENVER_version answers."""
+    ring3: bool
+    """Whether SYSCALL leads to ring 3."""
 
 
 class Fast(NamedTuple):
-    """Labels of the code that works by itself, as offsets from the window's start."""
+    """Labels of the code that works by itself in ring 3, as offsets from the window's start."""
 
     syscall_from_kernel: int
     hypercall: int
@@ -72,6 +74,30 @@ class Fast(NamedTuple):
     from_iret: int
 
 
+class Recovery(NamedTuple):
+    """A stretch of code that accesses memory of the guest's: from `first` on, before `end`; where to go on when an access has faulted."""
+
+    first: int
+    end: int
+    there: int
+
+
+class Fast0(NamedTuple):
+    """The code that works by itself in ring 0, in offsets from the window's start."""
+
+    syscall_from_kernel: int
+    syscall_from_user: int
+    pf_kernel: int
+    pf_user: int
+    recoveries: tuple[Recovery, ...]
+    iretqs: frozenset[int]
+    """The IRETQ instructions that go where the guest wants to."""
+
+    def recovery(self, offset: int) -> int | None:
+        """Return where to go on when an instruction at `offset` has faulted at memory of the guest's; None if it has no business there."""
+        return next((stretch.there for stretch in self.recoveries if stretch.first <= offset < stretch.end), None)
+
+
 class Code(NamedTuple):
     """What goes into a window's code pages; offsets are from the window's start."""
 
@@ -83,6 +109,8 @@ class Code(NamedTuple):
     resume: Resume
     fast: Fast | None
     """None where SYSCALL leads to ring 0, or nothing fast is wanted."""
+    fast0: Fast0 | None
+    """None where SYSCALL leads to ring 3, or nothing fast is wanted."""
     syscall: int
     syscall32: int
     sysenter: int
@@ -95,19 +123,36 @@ def assemble(guest: Guest, *, fast: bool) -> Code:
     a = Assembler(window + Page.CODE * PAGE_SIZE)
     _exceptions(a)
     _resume(a, window)
-    labels = None
-    if fast:
+    labels, labels0 = None, None
+    if fast and guest.ring3:
         _emit_fast(a, guest)
+    elif fast:
+        labels0 = _emit_ring0(a, guest)
     code = a.assemble()
     if len(code) > CODE_PAGES * PAGE_SIZE:
         raise ValueError(f"the shim's code has {len(code)} bytes")
-    if fast:
+    if fast and guest.ring3:
         labels = Fast(*(a.address(name) - window for name in Fast._fields))
-    kernel = _entry(window, Port.HYPERCALL, labels.syscall_from_kernel if labels else None)
-    user = _entry(window, Port.SYSCALL, None, traps=fast)
+    own = labels or labels0
+    kernel = _entry(window, Port.HYPERCALL, own.syscall_from_kernel if own else None)
+    user = _entry(window, Port.SYSCALL, labels0.syscall_from_user if labels0 else None, traps=labels is not None)
     resume = Resume(*(a.address(f"resume_{name}") - window for name in Resume._fields))
     offsets = (user.address(name) - window for name in ("syscall", "syscall32", "sysenter"))
-    return Code(code, kernel.assemble(), user.assemble(), a.address("exceptions") - window, resume, labels, *offsets)
+    exceptions = a.address("exceptions") - window
+    return Code(code, kernel.assemble(), user.assemble(), exceptions, resume, labels, labels0, *offsets)
+
+
+def _emit_ring0(a: Assembler, guest: Guest) -> Fast0:
+    from xenpy.shim.ring0 import IRETQS, RECOVERIES, Ring0
+
+    Ring0(a, guest, a.address("exceptions") + _PF * STUB_SIZE).emit()
+
+    def offset(label: str) -> int:
+        return a.address(label) - guest.window_va
+
+    recoveries = tuple(Recovery(*map(offset, labels)) for labels in RECOVERIES)
+    kernel, user = offset("syscall_from_kernel"), offset("syscall_from_user")
+    return Fast0(kernel, user, offset("pf_kernel"), offset("pf_user"), recoveries, frozenset(map(offset, IRETQS)))
 
 
 def _emit_fast(a: Assembler, guest: Guest) -> None:
@@ -153,6 +198,7 @@ def _emit_fast(a: Assembler, guest: Guest) -> None:
 
 
 _IRET: Final = 23
+_PF: Final = 14
 _CALLER_SIZE: Final = 32
 
 
@@ -222,7 +268,7 @@ def _resume(a: Assembler, window: int) -> None:
 def _entry(window: int, port: Port, fast: int | None, *, traps: bool = False) -> Assembler:
     """Return where SYSCALL and SYSENTER lead. The kernel's and the user's tables show the same offsets.
 
-    `fast` is the offset of the code that a kernel's SYSCALL goes on with; `traps` has user mode's come to ring 0.
+    `fast` is the offset of the code that SYSCALL goes on with; `traps` has user mode's come to ring 0.
     """
     a = Assembler(window + Page.ENTRY * PAGE_SIZE)
     for name, call in (("syscall", port), ("syscall32", Port.SYSCALL32), ("sysenter", Port.SYSENTER)):

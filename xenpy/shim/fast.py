@@ -1,8 +1,8 @@
-"""Hypercalls that in-guest code carries out by itself, where the kernel's ring 3 reaches it without leaving the guest.
+"""Hypercalls that in-guest code carries out by itself: in ring 3, or in ring 0 as `xenpy.shim.ring0` has it.
 
 A hypercall comes as a call: the address to go back to is on the stack, every register but RAX is kept. What is not done here is handed
-on with all registers as they were, and the return address in State.RETURN. An access to the guest's own pointers may fault: whoever
-handles the fault goes on at `give_up`, which has RBP restore the stack; so none happens while a frame is locked.
+on with all registers as they were, and in ring 3 with the return address in State.RETURN. An access to the guest's own pointers may
+fault: whoever handles the fault goes on at `give_up`, which has RBP restore the stack; so none happens while a frame is locked.
 
 The frame table's protocol is that of xenpy.pv.mmu.layout.
 """
@@ -105,7 +105,7 @@ class FastCalls:
             a.cmp(eax, number)
             a.jz(label)
         a.label("hand_on")
-        a.pop(self.state(State.RETURN))
+        self._leave()
         a.label("call_us")
         a.out(Port.HYPERCALL, eax)
         a.jmp("call_us")
@@ -116,6 +116,49 @@ class FastCalls:
         self._update_va()
         self._simple_in_multicall()
         self.recorder.emit()
+
+    # -- what depends on the ring that this runs in -------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        """Emit: take the stack and the return address to where we find them."""
+        self.a.pop(self.state(State.RETURN))
+
+    def _guard(self, pointer: Reg, label: str) -> None:
+        """Emit: go to `label` if the guest may not name an address by a pointer. RAX is lost."""
+
+    def _set_fs(self) -> None:
+        """Emit: set the base of FS to RSI."""
+        self.a.wrfsbase(rsi)
+
+    def _set_user_gs_selector(self) -> None:
+        """Emit: load RSI into user mode's GS and go back: none, where there is none, for most processes have no other."""
+        a = self.a
+        a.data(_MOV_EAX_GS)
+        a.or_(eax, esi)
+        a.test(eax, _SELECTOR)
+        a.mov(eax, _SET_SEGMENT_BASE)
+        a.jnz("hand_on")
+        self.recorder.draft(_SET_SEGMENT_BASE, "segment_base_by_us")
+        self.recorder.commit()
+        a.mov(self.state(State.OTHER_GS), 0, size=8)
+        a.xor(eax, eax)
+        a.ret()
+
+    def _load_base(self) -> None:
+        """Emit: load CR3 with State.KERNEL_CR3. RAX is lost."""
+        a = self.a
+        if self.guest.vcpus == 1:
+            a.mov(rax, self.state(State.KERNEL_CR3))
+            a.mov(self.state(State.LOADED_CR3), rax)
+        a.label("trap_cr3")
+        a.int3()
+
+    def _flush_page(self) -> None:
+        """Emit: drop the translation of the address in RBX."""
+        a = self.a
+        a.mov(self.state(State.INVLPG), rbx)
+        a.label("trap_invlpg")
+        a.int3()
 
     # -- calls without pointers ---------------------------------------------------------------------------------------
 
@@ -146,24 +189,15 @@ class FastCalls:
         a.label("take_base_of_segment")
         a.test(edi, edi)
         a.jnz("set_user_gs")
-        a.wrfsbase(rsi)
+        self._set_fs()
         a.xor(eax, eax)
         a.ret()
         a.label("set_user_gs")
         a.mov(self.state(State.OTHER_GS), rsi)
         a.xor(eax, eax)
         a.ret()
-        a.label("set_user_gs_selector")  # none, where there is none: most processes have no other
-        a.data(_MOV_EAX_GS)
-        a.or_(eax, esi)
-        a.test(eax, _SELECTOR)
-        a.mov(eax, _SET_SEGMENT_BASE)
-        a.jnz("hand_on")
-        self.recorder.draft(_SET_SEGMENT_BASE, "segment_base_by_us")
-        self.recorder.commit()
-        a.mov(self.state(State.OTHER_GS), 0, size=8)
-        a.xor(eax, eax)
-        a.ret()
+        a.label("set_user_gs_selector")
+        self._set_user_gs_selector()
 
         a.label("xen_version")  # which is how a guest has its pending events delivered
         a.cmp(edi, _XENVER_VERSION)
@@ -224,6 +258,7 @@ class FastCalls:
         a.label("mmu_update")
         self._check_list()
         self._save()
+        self._guard(rdi, "give_up")
         a.label("next_update")
         self.recorder.draft_list(_MMU_UPDATE, "give_up", _UPDATE_SIZE, left=mem(rbp, _at(rsi)))
         a.mov(r8, mem(rdi))
@@ -244,6 +279,7 @@ class FastCalls:
         a.label("mmuext_op")
         self._check_list()
         self._save()
+        self._guard(rdi, "give_up")
         a.xor(r11, r11)  # what remains to be done: 1 load CR3, 2 flush the address in RBX
         a.label("next_op")
         self.recorder.draft_list(_MMUEXT_OP, "ops_give_up", _OP_SIZE, left=mem(rbp, _at(rsi)))
@@ -269,6 +305,7 @@ class FastCalls:
         a.cmp(rsi, _MAX_COUNT)
         a.ja("hand_on")
         self._save()
+        self._guard(rdi, "give_up")
         a.label("next_call")
         a.mov(rax, mem(rdi))
         a.mov(rsi, mem(rdi, 24))
@@ -673,7 +710,7 @@ class FastCalls:
         a.jc("fail")
         a.mov(rax, mem(r9))
         a.mov(mem(r9), r8)
-        if self.guest.vcpus == 1:
+        if self.guest.vcpus == 1 and self.guest.ring3:
             self._keep_loaded()
         a.jmp("load_later")
 
@@ -739,17 +776,11 @@ class FastCalls:
         a.jz("flushed")
         a.cmp(r11, 1)
         a.jnz("flush_page")
-        if self.guest.vcpus == 1:
-            a.mov(rax, self.state(State.KERNEL_CR3))
-            a.mov(self.state(State.LOADED_CR3), rax)
-        a.label("trap_cr3")
-        a.int3()
+        self._load_base()
         a.label("flushed")
         a.ret()
         a.label("flush_page")
-        a.mov(self.state(State.INVLPG), rbx)
-        a.label("trap_invlpg")
-        a.int3()
+        self._flush_page()
         a.ret()
 
     def _keep_loaded(self) -> None:
@@ -844,6 +875,7 @@ class FastCalls:
             a.jnz("fail")
             a.cmp(r10d, DOMID_SELF)
             a.jnz("fail")
+            self._guard(rdi, "fail")
             self.recorder.draft_list(number | Flag.INNER, "fail", size)
             if size == _OP_SIZE:
                 a.mov(eax, mem(rdi))
@@ -867,6 +899,7 @@ class FastCalls:
         a.jnz("fail")
         a.cmp(r10d, DOMID_SELF)
         a.jnz("fail")
+        self._guard(rdi, "fail")
         a.cmp(mem(rdi), _NEW_BASEPTR, size=4)
         a.jnz("fail")
         a.cmp(mem(rdi, _OP_SIZE), _NEW_USER_BASEPTR, size=4)

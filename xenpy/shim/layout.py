@@ -66,6 +66,8 @@ class Page(IntEnum):
 
 CODE_PAGES: Final = 3
 RECORDS_PAGES: Final = 4
+DEBUG_STACK_SIZE: Final = 1024
+"""How much of the STACK page is for #DB alone, where SYSCALL leads to ring 0: it may come before ring 0 has loaded a stack of its own."""
 WRITES_MAX: Final = (Page.KERNEL_TABLE - Page.WRITES) * 4096 // 8
 
 

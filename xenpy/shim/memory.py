@@ -20,6 +20,7 @@ from xenpy.pv.paging import (
 from xenpy.shim.code import STUB_SIZE, VECTORS, Code, Guest, assemble
 from xenpy.shim.layout import (
     CODE_PAGES,
+    DEBUG_STACK_SIZE,
     DIRECT_OFFSET,
     DIRECT_SIZE,
     FRAMES_MAX,
@@ -47,6 +48,7 @@ _LEAF: Final = PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY
 _INVALID: Final = b"\xff"
 _TSS_SIZE: Final = 104
 _TSS_RSP0: Final = 4
+_TSS_IST1: Final = 36
 _TSS_IO_MAP: Final = 102
 _GATE: Final = 0x8E
 """A present interrupt gate. Ref: AMD64 APM volume 2, section 4.8"""
@@ -90,13 +92,16 @@ class Window:
             return 0 if page >= Page.LDT else self._pages[page] | _LEAF | PTE_RW | PTE_NX
         return mfn << PAGE_SHIFT | _LEAF | PTE_RW | PTE_NX
 
-    def set_gate(self, vector: int, handler: int, dpl: int, *, user: bool) -> None:
-        """Have a vector enter ring 0 at an address, from the kernel or from user mode; INT n needs a privilege of at least `dpl`."""
+    def set_gate(self, vector: int, handler: int, dpl: int, *, user: bool, ist: int = 0) -> None:
+        """Have a vector enter ring 0 at an address, from the kernel or from user mode; INT n needs a privilege of at least `dpl`.
+
+        `ist` is the number of a stack of its own in the TSS.
+        """
         gate = pack(
             "<HHBBHII",
             handler & 0xFFFF,
             Selector.RING0_CS,
-            0,
+            ist,
             _GATE | dpl << _GATE_DPL_SHIFT,
             handler >> 16 & 0xFFFF,
             handler >> 32,
@@ -167,9 +172,9 @@ class Shim:
         first = self.base + WINDOWS_OFFSET
         guest = Guest(
             first, first + Page.STATE * PAGE_SIZE, first + Page.ENTRY * PAGE_SIZE, self.base + FRAMES_OFFSET, self.direct_va,
-            base_mfn, nr_pages, self._base_gpa, self._base_gpa + (nr_pages << PAGE_SHIFT), vcpus, version,
+            base_mfn, nr_pages, self._base_gpa, self._base_gpa + (nr_pages << PAGE_SHIFT), vcpus, version, ring3_entry,
         )  # fmt: skip
-        self.code: Code = assemble(guest, fast=fast and ring3_entry)
+        self.code: Code = assemble(guest, fast=fast)
         self.windows = self._make_windows(vcpus)
         for vcpu_id in range(0 if adopt else vcpus):
             self.set_caller(vcpu_id, _NO_BASE)
@@ -286,6 +291,7 @@ class Shim:
                 ports[port // 8] &= ~(1 << port % 8)
         tss = bytearray(_TSS_SIZE)
         pack_into("<Q", tss, _TSS_RSP0, window.stack_top)
+        pack_into("<Q", tss, _TSS_IST1, window.page_va(Page.STACK) + DEBUG_STACK_SIZE)
         pack_into("<H", tss, _TSS_IO_MAP, _TSS_SIZE)
         memory.write(window.gpa(Page.TSS), bytes(tss + ports + b"\xff"))
         window.set_system_descriptor(Selector.TSS, TSS_BUSY, window.page_va(Page.TSS), TSS_LIMIT)
@@ -301,14 +307,17 @@ class Shim:
 
     def set_gates(self, window: Window, vector: int, dpl: int, *, fast: bool = True) -> None:
         """Have a vector come to us, or to in-guest code that deals with it; INT n needs a privilege of at least `dpl`."""
-        own = self.code.fast
+        own, own0 = self.code.fast, self.code.fast0
+        ist = int(vector == _DB and not self.ring3_entry)
         for user in (False, True):
             handler = window.va + self.code.exceptions + vector * STUB_SIZE
-            if own is not None and vector == _BP:
+            if own0 is not None and vector == _PF and fast and window.state[State.FAULT_HANDLER]:
+                handler = window.va + (own0.pf_user if user else own0.pf_kernel)
+            elif own is not None and vector == _BP:
                 handler, dpl = window.va + (own.bp_user if user else own.bp_kernel), 3
             elif own is not None and vector == _PF and user and fast and window.state[State.FAULT_HANDLER]:
                 handler = window.va + own.pf_user
-            window.set_gate(vector, handler, dpl, user=user)
+            window.set_gate(vector, handler, dpl, user=user, ist=ist)
 
     def set_caller(self, vcpu_id: int, gs_base: int) -> None:
         """Tell by which GS base a kernel's processor is known."""
@@ -321,7 +330,7 @@ class Shim:
         callers[first : first + 3] = array("Q", [gs_base, window.va + own.hypercall, window.va + own.iret])
 
 
-_BP, _PF = 3, 14
+_DB, _BP, _PF = 1, 3, 14
 _CALLER_WORDS: Final = 4
 _NO_BASE: Final = (1 << 64) - 1
 """What no GS base can be."""

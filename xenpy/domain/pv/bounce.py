@@ -36,6 +36,8 @@ _NMI: Final = 2
 class Bounces(PvState):
     """A PV vCPU that can call its kernel."""
 
+    _in_guest = False
+    """Whether the guest may run, by translations of before, or will without having looked at its events again."""
     within_shim = False
     """Whether RIP is within the shim although registers have been changed."""
     _replaced: bool
@@ -75,6 +77,7 @@ class Bounces(PvState):
                 raise XenError(Errno.EFAULT, "there is no handler")
             self._write_stack(stack, frame)
         except XenError as problem:
+            self._in_guest = False  # nobody is to wait for us with the lock
             where = f"rip {regs.rip:#x}, stack {stack:#x}, handler {handler:#x}"
             self.domain.end(Ending(End.CRASH, f"its kernel cannot be called: {problem.reason} ({where})"))
             raise DomainDying from None

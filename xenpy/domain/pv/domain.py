@@ -69,7 +69,7 @@ class PvDomain(Domain):
             set_up_processor(vcpu.kvm, self.shim, vcpu.window, xsave=bool(self.xcr0))
             self._vcpus.append(vcpu)
             self.pv_vcpus.append(vcpu)
-        if self.shim.code.fast is not None:
+        if self.shim.code.fast or self.shim.code.fast0:
             self.in_guest = InGuest(self, self.shim.windows)
         self._begin()
         self.mmu.types.flush = self._flush_all
@@ -114,6 +114,8 @@ class PvDomain(Domain):
         """Make the shim of a domain of so many pages; with `adopt`, find it in memory."""
         self.shared_info_mfn = self.frame_mfn(self.shared_info.frame.offset)
         traits = self.host.pv_traits()
+        self.touches = traits.shadow
+        """Whether KVM must be told which entries of page tables we have written."""
         self.shim = Shim(
             self.memory, SHIM_GPA, slot=traits.slot, ring3_entry=traits.ring3_entry, base_mfn=BASE_MFN, nr_pages=pages,
             m2p_entries=BASE_MFN + pages, vcpus=self.config.maxvcpus, version=self.version.number,
@@ -132,13 +134,14 @@ class PvDomain(Domain):
         )  # fmt: skip
 
     def _patch(self, kernel: KernelImage) -> None:
-        """Have the kernel call in-guest code without SYSCALL, where that can be."""
+        """Have the kernel call in-guest code without SYSCALL, where that can be, and not fault in vain."""
         fast = self.shim.code.fast
-        if fast is None or not self.shim_patch:
+        if not (fast or self.shim.code.fast0) or not self.shim_patch:
             return
         offset = (BASE_MFN << PAGE_SHIFT) - (kernel.notes.paddr_offset or 0)
         window = self.shim.windows[0].va
-        for patch in make_patches(kernel, window + fast.from_call, window + fast.from_iret):
+        ways = (window + fast.from_call, window + fast.from_iret) if fast else None
+        for patch in make_patches(kernel, ways):
             self.memory.write(patch.paddr + offset, patch.data)
 
     def frame_mfn(self, offset: int) -> int:

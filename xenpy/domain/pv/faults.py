@@ -168,14 +168,16 @@ class Faults(Bounces):
     def _on_protection_fault(self, error: int) -> None:
         outcome: Outcome | GuestFault = Outcome.UNHANDLEABLE
         if error == 0:
+            if not self.in_kernel and self._machine.read_code(self.kvm.regs.rip, 2) == _SYSENTER:
+                self._sysenter()
+                return
             with self.domain.host.lock:
                 self.take_over()
                 outcome = emulate_privileged(self._machine)
         elif error & 7 == 2:  # INT n through a gate of the IDT that asks for more privilege
-            trap = self.traps[error >> 3 & 0xFF]
-            if trap is not None and trap.dpl >= (1 if self.in_kernel else 3):
-                self.kvm.regs.rip += 2
-                self.raise_trap(error >> 3 & 0xFF)
+            code = self._machine.read_code(self.kvm.regs.rip, 2)
+            if code[:1] and code[0] == _INT_N and len(code) == 2:  # processors have been seen to tell of another vector
+                self._software_interrupt(code[1])
                 return
         self._finish(outcome, Vector.GP, error)
 
@@ -188,8 +190,7 @@ class Faults(Bounces):
             self._software_interrupt(code[1])
             return
         if code == _SYSENTER and not self.in_kernel:
-            regs.rip += 2
-            self.on_syscall(Port.SYSENTER)
+            self._sysenter()
             return
         if code == _SYSCALL and not self.in_kernel:
             regs.rip += 2
@@ -204,6 +205,11 @@ class Faults(Bounces):
             return
         self.kvm.regs.rip += 2
         self.raise_trap(vector)
+
+    def _sysenter(self) -> None:
+        """Go on behind SYSENTER, which has faulted."""
+        self.kvm.regs.rip += 2
+        self.on_syscall(Port.SYSENTER)
 
     # -- system calls -------------------------------------------------------------------------------------------------
 

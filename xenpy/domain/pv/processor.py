@@ -43,6 +43,7 @@ def set_up_processor(kvm: KvmVcpu, shim: Shim, window: Window, *, xsave: bool) -
     sregs.ldt.type, sregs.ldt.s = 2, 0
     kvm.dirty(Sync.SREGS | Sync.REGS)
     entry = window.va
+    sysenter_eip = entry + shim.code.sysenter
     kvm.set_msrs(
         {
             _MSR_STAR: Selector.RING3_CS32 << 48 | Selector.RING0_CS << 32,
@@ -51,6 +52,10 @@ def set_up_processor(kvm: KvmVcpu, shim: Shim, window: Window, *, xsave: bool) -
             _MSR_FMASK: _FMASK,
             _MSR_SYSENTER_CS: Selector.RING0_CS,
             _MSR_SYSENTER_ESP: window.stack_top,
-            _MSR_SYSENTER_EIP: entry + shim.code.sysenter,
+            _MSR_SYSENTER_EIP: sysenter_eip,
         }
     )
+    if kvm.get_msrs([_MSR_SYSENTER_EIP]).get(_MSR_SYSENTER_EIP) != sysenter_eip:
+        # Processors that do not know SYSENTER in long mode keep half an address. It faults there, and on an emulation that does know it
+        # must not lead to that half.
+        kvm.set_msrs({_MSR_SYSENTER_CS: 0})

@@ -136,16 +136,20 @@ class PvState(Vcpu):
 
     def clear_traps(self) -> None:
         """Forget all handlers."""
+        gone = [vector for vector, trap in enumerate(self.traps) if trap is not None]
         self.traps = [None] * 256
         self._words[State.FAULT_HANDLER] = 0
-        self.domain.shim.set_gates(self.window, _PF, 0)
+        for vector in gone:
+            self.domain.shim.set_gates(self.window, vector, 0)
 
     def set_trap(self, vector: int, flags: int, cs: int, gva: int) -> None:
         """Set a vector's handler."""
         trap = Trap(flags, cs, gva)
         self.traps[vector] = trap
         if vector == _PF:
-            self._words[State.FAULT_HANDLER], self._words[State.FAULT_MASKS] = gva, int(trap.masks_events)
+            # Ring 0's SYSRETQ must not meet an address that is none.
+            self._words[State.FAULT_HANDLER] = gva if is_canonical(gva) else 0
+            self._words[State.FAULT_MASKS] = int(trap.masks_events)
         self.domain.shim.set_gates(self.window, vector, trap.dpl)
 
     def register_callback(self, type_: int, flags: int, gva: int) -> None:

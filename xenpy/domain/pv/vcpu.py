@@ -20,9 +20,10 @@ from xenpy.domain.vcpu import DomainDying
 from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.emulate.machine import Vector
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE, PTE_RW
-from xenpy.shim.layout import WRITES_MAX, Page, Port, Selector, State
+from xenpy.shim.layout import DEBUG_STACK_SIZE, WRITES_MAX, Page, Port, Selector, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,6 +41,18 @@ _RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
 """IOPL, NT, VM, VIF, VIP."""
 _ERROR_CODES: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 """Vectors that come with one. Ref: AMD64 APM volume 2, section 8.2"""
+_KICKED: Final = frozenset({-errno.EINTR, -errno.EAGAIN, int(Exit.INTR)})
+_TICK_EXITS: Final = 4
+"""A timer costs about so many exits like the one by a kick: the kick itself, the guest's setting the next one, its looking for events."""
+_FRAME_WORDS: Final = 5
+_DEBUG_FRAME: Final = DEBUG_STACK_SIZE // 8 - _FRAME_WORDS
+"""Where that of #DB begins, if it has a stack of its own."""
+_NOT_PRESENT, _STACK_FAULT = 11, 12
+_BAD_VALUE: Final = frozenset({_NOT_PRESENT, _STACK_FAULT, Vector.GP, Vector.PF})
+"""What the guest's pointers and selectors may raise."""
+_CALL_SIZE: Final = 4
+"""The bytes that in-guest code writes to a port to call us; it writes one to the port that is an exception's number."""
+_RPL: Final = 3
 _L1_SHIFT: Final = 12
 _INT3: Final = b"\xcc"
 _POLL_S: Final = 0.00002
@@ -54,7 +67,8 @@ class PvVcpu(Faults, Contexts):
         self._busy = False
         """Whether the guest must go on before anything is changed. In-guest code may hold a frame that others wait for, with the lock."""
         self._kicked = False
-        self._in_guest = False
+        self._kicked_at = 0
+        """The monotonic time at which a kick made the guest stop, in nanoseconds; 0 when it goes on."""
         self._flush = False
         self._invlpg: int | None = None
         self._writes: list[int] = []
@@ -86,18 +100,19 @@ class PvVcpu(Faults, Contexts):
                 if self._blocked or not self._up:
                     self._sleep()
                     continue
+                self._in_guest = True  # what comes from here on kicks us
                 self.deliver()
                 self._prepare()
-            elif self._kicked:
+                if self._kicked_at:
+                    self._timer_cost_ns = _TICK_EXITS * (time.monotonic_ns() - self._kicked_at)
+                    self._kicked_at = 0
+            elif self._kicked or self.flush_wanted:
                 self._retry_soon()  # or nothing would make the guest stop again for what the kick was for
-            self._in_guest = True
-            if self._flush_asked and not self._busy:
-                self._in_guest = False
-                continue
             reason = kvm.enter()
-            self._in_guest = False
             self.exits += 1
             self._busy = False
+            if reason not in _KICKED:
+                self._in_guest = False
             handler = handlers.get(reason)
             try:
                 if handler is not None:
@@ -137,10 +152,6 @@ class PvVcpu(Faults, Contexts):
             self.kvm.kick()
 
     # -- entering -----------------------------------------------------------------------------------------------------
-
-    @property
-    def _flush_asked(self) -> bool:
-        return self.flush_wanted
 
     def _prepare(self) -> None:
         """Bring KVM's registers to where the guest goes on, by way of the shim if that is needed."""
@@ -221,6 +232,7 @@ class PvVcpu(Faults, Contexts):
 
     def _on_kick(self) -> None:
         """Find out where the guest was interrupted: within the shim it must first go on."""
+        self._kicked_at = time.monotonic_ns()
         kvm = self.kvm
         sregs, rip = kvm.sregs, kvm.regs.rip
         if sregs.ss.dpl == 0 or self.domain.shim.has(rip):
@@ -230,6 +242,7 @@ class PvVcpu(Faults, Contexts):
             queued = events.exception.injected or events.exception.pending
             self._in_ring3()
             self._busy = bool(queued) or self._near_breakpoint(rip)
+        self._in_guest = self._busy
         if self._busy:
             self._retry_soon()
 
@@ -261,10 +274,9 @@ class PvVcpu(Faults, Contexts):
         io = run.io
         ring0 = sregs.ss.dpl == 0
         rip = regs.rip
-        offset = rip - self.window.va
         if ring0:
             self._ring0 = True
-            if 0 <= offset - Page.ENTRY * PAGE_SIZE < PAGE_SIZE:
+            if io.size == _CALL_SIZE:
                 self.cs, self.ss = Selector.RING3_CS64, Selector.RING3_SS
                 self._on_call(io.port)
             else:
@@ -285,6 +297,9 @@ class PvVcpu(Faults, Contexts):
         error = 0
         if vector in _ERROR_CODES:
             error = stack[_FRAME - 1]
+        elif vector == Vector.DB and not self.domain.shim.ring3_entry:
+            self._take_debug_frame()
+            return
         rip, cs = stack[_FRAME], stack[_FRAME + 1]
         if regs.rsp != self.window.stack_top - 40 - 8 * (vector in _ERROR_CODES) or cs & 3 != 3:
             self._nested(vector)
@@ -295,8 +310,19 @@ class PvVcpu(Faults, Contexts):
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
         self.on_exception(vector, error)
 
+    def _take_debug_frame(self) -> None:
+        """Put back the registers of what #DB has interrupted: ring 3, or in-guest code, which must go on as if nothing had been."""
+        regs, frame = self.kvm.regs, self.window.stack[_DEBUG_FRAME : _DEBUG_FRAME + _FRAME_WORDS].tolist()
+        regs.rip, cs, regs.rflags, regs.rsp, ss = frame
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        if cs & _RPL:
+            self.cs, self.ss = cs, ss
+            self.on_exception(Vector.DB, 0)
+        else:
+            self._busy = True
+
     def _nested(self, vector: int) -> None:
-        """Deal with an exception in ring 0: of IRETQ, whose frame the guest chose; any other is a bug of ours."""
+        """Deal with an exception in ring 0: of IRETQ, whose frame the guest chose, or at a pointer of its; any other is a bug of ours."""
         regs, memory = self.kvm.regs, self.domain.memory
         errors = vector in _ERROR_CODES
         offset = int(regs.rsp) - self.window.page_va(Page.STACK)
@@ -307,18 +333,31 @@ class PvVcpu(Faults, Contexts):
             offset = int(regs.rsp) - self.window.page_va(Page.STATE)
             if 0 <= offset <= PAGE_SIZE - 48:
                 words = self.window.state[offset // 8 + errors :].tolist()
-        fast = self.domain.shim.code.fast
+        fast, fast0 = self.domain.shim.code.fast, self.domain.shim.code.fast0
         frame = self.window.stack[_FRAME:].tolist() if words else []
+        if words and fast0 is not None and vector in _BAD_VALUE:
+            recovery = fast0.recovery(words[0] - self.window.va)
+            if recovery is not None:
+                regs.rip, regs.rsp = self.window.va + recovery, words[3]
+                self.kvm.run.kvm_dirty_regs |= Sync.REGS
+                self.flush_tlb()
+                self._busy = True
+                return
         if words and fast is not None and words[0] == self.window.va + fast.iret_user:
             frame = self.window.state[State.USER_FRAME : State.USER_FRAME + 5].tolist()
             regs.rax = self.window.state[State.SAVED_RAX]
-        elif not words or words[0] - self.window.va not in range(self._code_start, self._code_end):
+        elif not words or not self._is_iretq(words[0] - self.window.va):
             detail = f"exception {vector} in the shim at {words[:1]}, rsp {int(regs.rsp):#x}, cr2 {int(self.kvm.sregs.cr2):#x}"
             self.domain.end(Ending(End.INTERNAL, detail))
             raise DomainDying
         regs.rip, self.cs, regs.rflags, regs.rsp, self.ss = frame
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
         self.on_bad_iret()
+
+    def _is_iretq(self, offset: int) -> bool:
+        """Tell whether an instruction of the window may be IRETQ with a frame that the guest chose."""
+        fast0 = self.domain.shim.code.fast0
+        return self._code_start <= offset < self._code_end or (fast0 is not None and offset in fast0.iretqs)
 
     def _on_call(self, port: int) -> None:
         regs = self.kvm.regs
@@ -414,8 +453,9 @@ class PvVcpu(Faults, Contexts):
         return entry & PTE_FRAME | gva & 0xFFF
 
     def queue_touch(self, gva: int) -> None:
-        """Have a word be touched in the guest before it goes on, so that shadow page tables notice what we have written there."""
-        self._writes.append(gva)
+        """Have a word be touched in the guest before it goes on, so that shadow page tables, if any, notice what we have written there."""
+        if self.domain.touches:
+            self._writes.append(gva)
 
     def load_base(self, mfn: int) -> None:
         """Make an L4 the kernel's."""
@@ -450,10 +490,9 @@ class PvVcpu(Faults, Contexts):
                 vcpus[vcpu_id].flush_wanted = True
                 others.append(vcpus[vcpu_id])
         for vcpu in others:
-            exits_before = vcpu.exits
             if vcpu._in_guest:
                 vcpu.kvm.kick()
-            while vcpu._in_guest and vcpu.exits == exits_before and self.domain.ending is None:
+            while vcpu._in_guest and vcpu.flush_wanted and self.domain.ending is None:
                 time.sleep(_POLL_S)
 
 

@@ -1,0 +1,25 @@
+"""The frames by which a PV kernel is called and goes back, as in-guest code handles them.
+
+Ref: xen/include/public/arch-x86/xen-x86_64.h, struct iret_context; xen.h, struct vcpu_info; AMD64 APM volume 1, section 3.1.4
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+IRET_RAX, IRET_R11, IRET_RCX, IRET_FLAGS, IRET_RIP, IRET_CS, IRET_RFLAGS, IRET_RSP, IRET_SS = range(0, 72, 8)
+"""Offsets in struct iret_context."""
+PENDING, MASK, CR2 = 0, 1, 16
+"""Offsets in struct vcpu_info."""
+
+RFLAGS_TF_BIT: Final = 8
+RFLAGS_IF_BIT: Final = 9
+RFLAGS_DF_BIT: Final = 10
+IRET_SET: Final = 1 << 1 | 1 << RFLAGS_IF_BIT
+IRET_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
+"""IOPL, NT, VM, VIF, VIP: what an IRET of the guest's does not load."""
+BOUNCED_CLEAR: Final = 3 << 12 | 1 << RFLAGS_IF_BIT
+"""What RFLAGS in a frame for the kernel tell of virtual state, not of the processor's: IOPL and IF."""
+HANDLER_CLEAR: Final = 1 << RFLAGS_TF_BIT | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 18
+"""TF, NT, RF, VM, AC: what a handler starts without."""
+FRAME_ALIGNMENT: Final = 16
