@@ -18,6 +18,7 @@ if [ "${1:-}" = test ]; then
     need passt passt
     need qemu-nbd qemu-utils
     need mke2fs e2fsprogs
+    need gdb gdb
 fi
 echo "need: guest kernels and busybox are fetched from Debian's and PyPI's packages into ${XENPY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/xenpy}"
 [ -n "$missing" ] || exit 0

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from xenpy.devices.vkbd.backend import Vkbd
     from xenpy.domain.domain import Domain
     from xenpy.domain.pv.probe import Traits
+    from xenpy.gdb.server import GdbServer
     from xenpy.pv.evtchn import PortTable
     from xenpy.pv.gnttab import GrantMapping
     from xenpy.saved import GuestState, SavedGuest
@@ -64,6 +65,7 @@ class Guest:
         self.domain = domain
         self.devices = devices
         self._halt_watch: HaltWatch | None = None
+        self._gdb: GdbServer | None = None
         self._ports: list[int] = []
         connection = None
         if saved is None:
@@ -182,8 +184,24 @@ class Guest:
             for name, value in nodes.items():
                 self.host.store.write(f"/local/domain/{self.domain.domid}/{name}", value)
 
+    def gdb(self, port: int = 0, *, hold: bool = False) -> str:
+        """Listen for a debugger at a TCP port, 0 for a free one, and return the address.
+
+        A guest that has not been started yet waits for it, and with `hold` one that runs is stopped until one comes. In the loop's thread.
+        Raises HostError if the port cannot be had.
+        """
+        from xenpy.gdb.server import GdbServer
+
+        if self._gdb is None:
+            fresh = all(vcpu.thread is None for vcpu in self.domain.vcpus)
+            self._gdb = GdbServer(self.domain, port, hold=hold or fresh)
+        return self._gdb.address
+
     def close(self) -> None:
         """End the guest if it has not ended, and free all of it."""
+        if self._gdb is not None:
+            self._gdb.close()
+            self._gdb = None
         if self._halt_watch is not None:
             self._halt_watch.close()
         if self.domain.ending is None:

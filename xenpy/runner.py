@@ -52,7 +52,7 @@ class Runner:
     """Runs `config` with the terminal as its console.
 
     `timeout_s` bounds the whole run; `events` prints one JSON line on stderr for each thing that happens to the domain; `observer` hears of
-    each guest. `options` are for its devices.
+    each guest. `options` are for its devices. With `gdb_port` a debugger may connect there, for which the first guest waits.
     """
 
     def __init__(
@@ -63,8 +63,10 @@ class Runner:
         events: bool = False,
         observer: Observer | None = None,
         options: DeviceOptions | None = None,
+        gdb_port: int | None = None,
     ) -> None:
         self._config = config
+        self._gdb_port = gdb_port
         self._options = options
         self._timeout_s = timeout_s
         self._events = events
@@ -104,6 +106,9 @@ class Runner:
         self._guest.domain.on_emergency_output = self._on_emergency_output
         self._event("created", domid=self._guest.domain.domid)
         self._terminal.attach(self._guest.console)
+        if self._gdb_port is not None:
+            prompt_line(f"{self._config.name} waits for a debugger: target remote {self._guest.gdb(self._gdb_port)}")
+            self._gdb_port = None  # started anew it waits for nobody
         self._started = time.monotonic()
         self._guest.start()
         self._event("started", domid=self._guest.domain.domid)

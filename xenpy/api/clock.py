@@ -107,7 +107,7 @@ class Clock:
         end = start + _ns(seconds, "advance")
         waits = True
         while clock.now() < end and self._domain.ending is None:
-            if self._domain.paused:
+            if self._domain.stands:
                 self._leap_to(end)
                 return
             view = self._settle(patiently=waits)

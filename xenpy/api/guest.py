@@ -366,6 +366,14 @@ class Guest:
         if self.ending is not None:
             raise self._progress.ended(remark)
 
+    def gdb(self, port: int = 0) -> str:
+        """Listen for GDB at a TCP port of this machine, 0 for a free one; return what its `target remote` takes.
+
+        A guest not started yet waits for the debugger. Raises HostError if the port cannot be had.
+        """
+        self._check_alive("and cannot be debugged")
+        return self.host.call(lambda: self._core.gdb(port))
+
     def report(self) -> list[tuple[str, str]]:
         """Return what to show of the guest when a test failed: titles and texts."""
         state = self.ending or ("paused" if self.domain.paused else "running")

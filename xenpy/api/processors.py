@@ -77,7 +77,8 @@ class Processors:
 
     def _pause(self) -> None:
         domain = self._domain
-        if domain.paused:
+        if domain.stands:
+            domain.paused = True
             return
         if not self._running():
             domain.pause()
@@ -132,7 +133,7 @@ class Processors:
     def held(self) -> Iterator[None]:
         """Keep the vCPUs from running meanwhile; they stay paused if they were, and may have ended."""
         with self._lock:
-            if self._domain.paused:
+            if self._domain.stands:
                 yield
                 return
             with suppress(GuestEnded):  # and stands still for good

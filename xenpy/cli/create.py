@@ -16,6 +16,13 @@ import click
 @click.option(
     "--snapshot", is_flag=True, help="Leave the disks' images alone: what the guest writes is dropped in the end."
 )
+@click.option(
+    "--gdb",
+    "gdb_port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Have the domain listen for GDB at this TCP port, 0 for a free one, and not start before it has connected.",
+)
 @click.pass_context
 def create(
     ctx: click.Context,
@@ -27,6 +34,7 @@ def create(
     quiet: bool,
     dryrun: bool,
     snapshot: bool,
+    gdb_port: int | None,
 ) -> None:
     """Create a domain that outlives this command, from a file in xl.cfg syntax and settings that override it.
 
@@ -47,7 +55,10 @@ def create(
     from xenpy.devices.registry import DeviceOptions
 
     options = DeviceOptions(ephemeral_disks=snapshot)
-    ctx.exit(creating.create(config, paused=paused, console=console, foreground=foreground, options=options))
+    code = creating.create(
+        config, paused=paused, console=console, foreground=foreground, options=options, gdb_port=gdb_port
+    )
+    ctx.exit(code)
 
 
 @click.command()

@@ -55,6 +55,8 @@ _COMMANDS: Final = {
     "image": ("xenpy.cli.image", "image", "Fetch a distribution's disk and print a configuration that boots it."),
     "screenshot": ("xenpy.cli.devices", "screenshot", "Write what a domain shows on its screen to a PNG file."),
     "run": ("xenpy.cli.run", "run", "Run a guest in the foreground, its console on this terminal."),
+    "gdb": ("xenpy.cli.gdb", "gdb", "Have a domain listen for GDB."),
+    "symbols": ("xenpy.cli.gdb", "symbols", "Print the symbols that a Linux kernel carries in itself."),
     "doctor": ("xenpy.cli.doctor", "doctor", "Tell what this host can run, and what to do about what it cannot."),
     "strace": ("xenpy.cli.strace", "strace", "Run a guest and show what it asks of its hypervisor."),
 }

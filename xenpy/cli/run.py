@@ -27,6 +27,13 @@ from xenpy import log
 @click.option(
     "--snapshot", is_flag=True, help="Leave the disks' images alone: what the guest writes is dropped in the end."
 )
+@click.option(
+    "--gdb",
+    "gdb_port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Listen for GDB at this TCP port, 0 for a free one, and do not start before it has connected.",
+)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -36,6 +43,7 @@ def run(
     guest_type: str | None,
     events: bool,
     snapshot: bool,
+    gdb_port: int | None,
 ) -> None:
     """Run the guest that CONFIG (xl.cfg syntax) describes, in the foreground.
 
@@ -61,4 +69,4 @@ def run(
     from xenpy.toolstack.creating import runner
 
     options = DeviceOptions(ephemeral_disks=snapshot)
-    ctx.exit(runner(domain, timeout_s=timeout_s, events=events, options=options).run())
+    ctx.exit(runner(domain, timeout_s=timeout_s, events=events, options=options, gdb_port=gdb_port).run())

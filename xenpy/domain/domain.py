@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
 from xenpy.abi.event_channel import DOMID_SELF
+from xenpy.domain.debugging import INT3
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.timekeeping import Timekeeper
 from xenpy.domain.watchdogs import Watchdogs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from xenpy.config import DomainConfig
+    from xenpy.domain.debugging import Debugger
     from xenpy.domain.inguest import InGuest
     from xenpy.domain.services import Services
     from xenpy.domain.vcpu import Vcpu
@@ -67,6 +69,7 @@ class Domain(ABC):
         self.version = XenVersion(major, minor)
         self.ending: Ending | None = None
         self.paused = False
+        self.debugger: Debugger | None = None
         self._unpaused = threading.Condition()
         self.on_emergency_output: Callable[[bytes], None] = _ignore_output
         self.shutdown_code: int | None = None
@@ -170,11 +173,36 @@ class Domain(ABC):
             self.paused = False
             self._unpaused.notify_all()
 
-    def wait_unpaused(self) -> None:
-        """Block the calling vCPU thread while the domain is paused."""
+    @property
+    def stands(self) -> bool:
+        """Tell whether vCPUs are kept from running: by a pause, or by a debugger."""
+        return self.paused or (self.debugger is not None and self.debugger.holds)
+
+    @property
+    def breakpoint(self) -> bytes:
+        """Return the instruction, of one byte, that a debugger puts where the guest is to stop."""
+        return INT3
+
+    def describe_pfn(self, pfn: int) -> str:
+        """Say what is behind a frame of the guest's own counting."""
+        return f"gfn {pfn:#x}: {'RAM' if self.memory.is_ram(pfn) else 'no RAM'}"
+
+    def check_writable(self, gpa: int) -> None:
+        """Raise XenError: EFAULT for a page that is none, EPERM for one that nobody may write past the guest's page tables."""
+        self.memory.check(gpa, 1)
+
+    def look_again(self) -> None:
+        """Have vCPUs that are kept from running find out whether they still are."""
         with self._unpaused:
-            while self.paused and self.ending is None:
+            self._unpaused.notify_all()
+
+    def wait_unpaused(self, vcpu: Vcpu) -> None:
+        """Block the calling thread, that of a vCPU, while it is kept from running."""
+        with self._unpaused:
+            vcpu.stands = True
+            while (self.stands or vcpu.held) and self.ending is None:
                 self._unpaused.wait()
+            vcpu.stands = False
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -187,6 +215,8 @@ class Domain(ABC):
         self.unpause()
         for vcpu in self._vcpus:
             vcpu.kick()
+        if self.debugger is not None:
+            self.host.loop.call_soon(self.debugger.ended)
         self.host.ended(self)
 
     def shutdown(self, reason: int, detail: str = "") -> None:

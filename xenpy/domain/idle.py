@@ -50,7 +50,7 @@ class HaltWatch:
         if domain.ending is not None:
             return
         used = self._used()
-        if used == self._last and used != self._asked and not domain.paused:
+        if used == self._last and used != self._asked and not domain.stands:
             self._ask()
         self._last = used
         self._again()

@@ -96,7 +96,7 @@ class InGuest:
             else:
                 vcpu.request(partial(self._set, vcpu, late))
         deadline = time.monotonic() + _PATIENCE_S
-        while late and not domain.paused and domain.ending is None and time.monotonic() < deadline:
+        while late and not domain.stands and domain.ending is None and time.monotonic() < deadline:
             for vcpu in list(late.values()):
                 vcpu.kick()  # SCHEDOP_poll forgets a kick that came just before it
             time.sleep(_AGAIN_S)

@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
+from xenpy.domain.debugging import OUT_DX, Trap
 from xenpy.domain.hvm_context import StartState, load
 from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
 from xenpy.domain.vcpu import DEBUG_PORT, HYPERCALL_PORT, Vcpu
 from xenpy.errors import Errno, XenError
-from xenpy.kvm.constants import KVM_EXIT_IO_OUT, Exit, MpState, Sync
+from xenpy.kvm.constants import (
+    KVM_EXIT_IO_OUT,
+    KVM_GUESTDBG_ENABLE,
+    KVM_GUESTDBG_INJECT_BP,
+    KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_SW_BP,
+    Exit,
+    MpState,
+    Sync,
+)
 from xenpy.pv import paging
 from xenpy.pv.hvm_params import HVM_PARAM
 from xenpy.threads import thread_place
@@ -18,6 +28,7 @@ from xenpy.threads import thread_place
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from xenpy.domain.debugging import Debugger
     from xenpy.domain.pvh import PvhDomain
 
 PIT_PORT: Final = 0x42
@@ -26,6 +37,8 @@ it does not start at 255, instead of after 100,000 exits."""
 _PORT_READS: Final = {DEBUG_PORT: b"\xe9", PIT_PORT: b"\0"}
 _ARGS_32: Final = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
 _MASK32: Final = 0xFFFF_FFFF
+_DB, _BP = 1, 3
+_DEBUGGED: Final = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP
 
 
 class PvhVcpu(Vcpu):
@@ -38,13 +51,51 @@ class PvhVcpu(Vcpu):
         super().__init__(domain, vcpu_id, self.apic_id, Sync.REGS | Sync.SREGS)
         self.upcalls = Upcalls(self)
         self._initial: StartState | None = None
+        self._steps = False
         self._handlers |= {
             Exit.IO: self._on_io,
             Exit.XEN: self._on_xen,
             Exit.MMIO: self._on_mmio,
             Exit.X86_WRMSR: self._on_wrmsr,
             Exit.X86_RDMSR: self._on_rdmsr,
+            Exit.DEBUG: self._on_debug,
         }
+
+    # -- a debugger's -------------------------------------------------------------------------------------------------
+
+    def arm(self, *, step: bool) -> None:
+        """Be ready for a debugger's breakpoints, and execute one instruction only if it is to `step`."""
+        self.kvm.set_guest_debug(_DEBUGGED | (KVM_GUESTDBG_SINGLESTEP if step else 0))
+        self._steps = step
+
+    def disarm(self) -> None:
+        """Have exceptions be the guest's own again."""
+        self.kvm.set_guest_debug(0)
+        self._steps = False
+
+    def _at_breakpoint(self, debugger: Debugger) -> bool:
+        """Stop if the instruction that left the guest by a port is a breakpoint; tell whether it was."""
+        io, regs = self.kvm.run.io, self.kvm.regs
+        if self.domain.breakpoint != OUT_DX or io.direction != KVM_EXIT_IO_OUT or io.size != 1 or io.count != 1:
+            return False
+        self.kvm.complete()  # some hosts go on to the next instruction before they tell us, and some when we are back
+        gva = int(regs.rip) - 1
+        if not debugger.owns(self, gva):
+            return False
+        regs.rip = gva
+        self.kvm.dirty(Sync.REGS)
+        debugger.trapped(self, Trap.BREAKPOINT)
+        return True
+
+    def _on_debug(self) -> None:
+        """Deal with a breakpoint or a step, a debugger's or the guest's own."""
+        debugger, exception = self.domain.debugger, self.kvm.run.debug.exception
+        if debugger is not None and exception == _DB and self._steps:
+            debugger.trapped(self, Trap.STEP)
+        elif debugger is not None and exception == _BP and debugger.owns(self, int(self.kvm.run.debug.pc)):
+            debugger.trapped(self, Trap.BREAKPOINT)
+        elif exception == _BP:
+            self.kvm.set_guest_debug(_DEBUGGED | KVM_GUESTDBG_INJECT_BP)
 
     def settle(self) -> None:
         """Go on with an upcall that could not be delivered at once."""
@@ -57,6 +108,8 @@ class PvhVcpu(Vcpu):
         io = self.kvm.run.io
         if io.port == HYPERCALL_PORT and io.direction == KVM_EXIT_IO_OUT and io.size == 4:
             self._hypercall_by_registers()
+            return
+        if self.domain.debugger is not None and self._at_breakpoint(self.domain.debugger):
             return
         size = io.size * io.count
         data = self.kvm.page[io.data_offset : io.data_offset + size]

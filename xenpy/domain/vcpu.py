@@ -51,6 +51,10 @@ class Vcpu(ABC):
         self.account = ThreadRunstate(domain.clock)
         self.retry_at: int | None = None
         """The host's monotonic time, in ns, at which `settle` wants to be called again."""
+        self.held = False
+        """Whether a debugger keeps this vCPU alone from running."""
+        self.stands = False
+        """Whether the thread is kept from running; set by itself."""
         self.time_area: int | None = None
         """The gpa of the second vcpu_time_info that the guest has registered."""
         self._requests: deque[Callable[[], None]] = deque()
@@ -91,6 +95,23 @@ class Vcpu(ABC):
     @abstractmethod
     def translate(self, gva: int, *, write: bool = False) -> int:
         """Return the gpa behind a guest-virtual address. Raises XenError(EFAULT)."""
+
+    def translate_any(self, gva: int, *, write: bool = False) -> int:
+        """Return the gpa behind an address of the mode that runs, kernel or user. Raises XenError(EFAULT)."""
+        return self.translate(gva, write=write)
+
+    @property
+    def segments(self) -> tuple[int, int]:
+        """Return the guest's CS and SS."""
+        return self.kvm.sregs.cs.selector, self.kvm.sregs.ss.selector
+
+    @abstractmethod
+    def arm(self, *, step: bool) -> None:
+        """Be ready for a debugger's breakpoints, and execute one instruction only if it is to `step`. While the vCPU stands still."""
+
+    @abstractmethod
+    def disarm(self) -> None:
+        """Have exceptions be the guest's own again. While the vCPU stands still."""
 
     @abstractmethod
     def block(self) -> None:
@@ -199,8 +220,10 @@ class Vcpu(ABC):
         """Do what a kick may have been for."""
         while self._requests:
             self._requests.popleft()()
-        if self.domain.paused:
-            self.domain.wait_unpaused()
+        if self.domain.stands or self.held:
+            if self.domain.debugger is not None:
+                self.kvm.complete()  # the registers are those behind the instruction that left the guest
+            self.domain.wait_unpaused(self)
         with self.domain.host.lock:
             self._woken = False
             started = time.monotonic_ns()

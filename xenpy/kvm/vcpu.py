@@ -179,6 +179,21 @@ class KvmVcpu:
         """Replace the debug registers."""
         self._set(request.KVM_SET_DEBUGREGS, value, "debug registers")
 
+    def set_guest_debug(self, control: int, debugregs: Sequence[int] = ()) -> None:
+        """Have debug exceptions leave the guest: KVM_GUESTDBG_*, and the debug registers for KVM_GUESTDBG_USE_HW_BP."""
+        value = ffi.new("struct kvm_guest_debug *")
+        value.control = control
+        value.debugreg[0 : len(debugregs)] = list(debugregs)
+        self._set(request.KVM_SET_GUEST_DEBUG, value, "guest debugging")
+
+    def get_fpu(self) -> Any:
+        """Return struct kvm_fpu."""
+        return self._get(request.KVM_GET_FPU, "kvm_fpu", "FPU")
+
+    def set_fpu(self, value: Any) -> None:
+        """Replace the registers of FPU and SSE."""
+        self._set(request.KVM_SET_FPU, value, "FPU")
+
     def get_mp_state(self) -> MpState:
         """Return whether the vCPU runs, halts or waits to be started."""
         return MpState(self._get(request.KVM_GET_MP_STATE, "kvm_mp_state", "MP state").mp_state)

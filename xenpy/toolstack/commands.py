@@ -49,6 +49,7 @@ class Commands:
             "dump_core": self.dump_core,
             "screenshot": self.screenshot,
             "vnc": self.vnc,
+            "gdb": self.gdb,
         }
 
     @property
@@ -193,6 +194,11 @@ class Commands:
         from xenpy.toolstack.coredump import dump
 
         dump(self._domain, path)
+
+    def gdb(self, port: int, *, hold: bool = False) -> str:
+        """Listen for a debugger at a TCP port, 0 for a free one, and return the address; `hold` stops the domain until one connects."""
+        self._alive()
+        return self._supervisor.guest.gdb(port, hold=hold)
 
     def screenshot(self, path: str) -> None:
         """Write what the domain shows on its framebuffer to a PNG file."""

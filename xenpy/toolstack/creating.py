@@ -39,20 +39,32 @@ def load(file: str | None, arguments: Sequence[str]) -> tuple[str, DomainConfig]
 
 
 def create(
-    config: DomainConfig, *, paused: bool, console: bool, foreground: bool, options: DeviceOptions | None = None
+    config: DomainConfig,
+    *,
+    paused: bool,
+    console: bool,
+    foreground: bool,
+    options: DeviceOptions | None = None,
+    gdb_port: int | None = None,
 ) -> int:
     """Create a domain and return the command's exit code: 0, or in the foreground how the guest ended.
 
-    With `console` its console is on this terminal, from the first byte. `options` are for its devices.
-    Raises ConfigError, HostError, CommandError.
+    With `console` its console is on this terminal, from the first byte. `options` are for its devices. With `gdb_port` it waits for
+    a debugger there. Raises ConfigError, HostError, CommandError.
     """
     if foreground:
-        return _run(config, options, paused=paused, console=console)
+        return _run(config, options, paused=paused, console=console, gdb_port=gdb_port)
     from xenpy.toolstack.daemon import start
 
-    domid = start(config, options, paused=paused or console)
+    domid = start(config, options, paused=paused or console or gdb_port is not None)
+    from xenpy.toolstack.client import call, connect
+
+    if gdb_port is not None:
+        address = call(str(domid), "gdb", port=gdb_port, hold=True)
+        note(f"{config.name} waits for a debugger: target remote {address}")
+        if not paused and not console:
+            call(str(domid), "unpause")
     if console:
-        from xenpy.toolstack.client import call, connect
         from xenpy.toolstack.viewer import attach, view
 
         with connect(str(domid)) as connection:
@@ -63,7 +75,9 @@ def create(
     return ExitCode.POWEROFF
 
 
-def _run(config: DomainConfig, options: DeviceOptions | None, *, paused: bool, console: bool) -> int:
+def _run(
+    config: DomainConfig, options: DeviceOptions | None, *, paused: bool, console: bool, gdb_port: int | None
+) -> int:
     from xenpy.toolstack.registry import Registry
     from xenpy.toolstack.supervisor import Supervisor
 
@@ -72,7 +86,14 @@ def _run(config: DomainConfig, options: DeviceOptions | None, *, paused: bool, c
     stdin, stdout = (0, 1) if console else (null, null)
     try:
         return Supervisor(
-            config, entry, paused=paused, stdin=stdin, stdout=stdout, outlive_console=True, options=options
+            config,
+            entry,
+            paused=paused,
+            stdin=stdin,
+            stdout=stdout,
+            outlive_console=True,
+            options=options,
+            gdb_port=gdb_port,
         ).run()
     finally:
         entry.close()
@@ -80,7 +101,12 @@ def _run(config: DomainConfig, options: DeviceOptions | None, *, paused: bool, c
 
 
 def runner(
-    config: DomainConfig, *, timeout_s: float | None, events: bool, options: DeviceOptions | None = None
+    config: DomainConfig,
+    *,
+    timeout_s: float | None,
+    events: bool,
+    options: DeviceOptions | None = None,
+    gdb_port: int | None = None,
 ) -> Runner:
     """Return what `xenpy run` runs: a guest that other processes may command, if there is a place to register it."""
     from xenpy.toolstack.registry import Registry
@@ -91,11 +117,11 @@ def runner(
         from xenpy.runner import Runner
 
         debug(f"this guest cannot be commanded from outside: {error}")
-        return Runner(config, timeout_s=timeout_s, events=events, options=options)
+        return Runner(config, timeout_s=timeout_s, events=events, options=options, gdb_port=gdb_port)
     from xenpy.toolstack.supervisor import Supervisor
 
     try:
-        return Supervisor(config, entry, timeout_s=timeout_s, events=events, options=options)
+        return Supervisor(config, entry, timeout_s=timeout_s, events=events, options=options, gdb_port=gdb_port)
     except BaseException:
         entry.close()
         raise

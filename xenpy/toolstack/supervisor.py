@@ -45,8 +45,9 @@ class Supervisor(Runner):
         outlive_console: bool = False,
         on_ready: Callable[[], None] | None = None,
         options: DeviceOptions | None = None,
+        gdb_port: int | None = None,
     ) -> None:
-        super().__init__(config, timeout_s=timeout_s, events=events, options=options)
+        super().__init__(config, timeout_s=timeout_s, events=events, options=options, gdb_port=gdb_port)
         self.entry = entry
         self._paused = paused
         self._outlive_console = outlive_console

@@ -9,7 +9,7 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Final
 
 from xenpy.domain.ending import End, Ending
-from xenpy.domain.pv.state import PvState
+from xenpy.domain.pv.debug import RFLAGS_TF, Debugged
 from xenpy.domain.vcpu import DomainDying
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from xenpy.domain.pv.state import Trap
 
 RFLAGS_IF: Final = 1 << 9
-RFLAGS_TF: Final = 1 << 8
 RFLAGS_DF: Final = 1 << 10
 RFLAGS_IOPL_SHIFT: Final = 12
 _RFLAGS_IOPL: Final = 3 << RFLAGS_IOPL_SHIFT
@@ -33,7 +32,7 @@ VMASST_architectural_iopl: Final = 1 << 4
 _NMI: Final = 2
 
 
-class Bounces(PvState):
+class Bounces(Debugged):
     """A PV vCPU that can call its kernel."""
 
     _in_guest = False
@@ -62,6 +61,8 @@ class Bounces(PvState):
         cs = Selector.RING3_CS64 & ~3 if self.in_kernel else self.cs
         stack = regs.rsp if self.in_kernel else self.kernel_sp
         rflags = regs.rflags & ~(RFLAGS_IF | _RFLAGS_IOPL)
+        if self.step_from is not None and not self._own_tf:
+            rflags &= ~RFLAGS_TF  # a debugger's
         if not masked:
             rflags |= RFLAGS_IF
         if self.domain.vm_assist & VMASST_architectural_iopl:
@@ -117,6 +118,8 @@ class Bounces(PvState):
             self.within_shim = False
             self._retry_soon()
             return
+        if self.step_from is not None:
+            return  # one instruction, before any of a handler's
         if self.nmi_pending and not self.nmi_masked:
             callback = self.callbacks.get(CALLBACKTYPE.nmi)
             trap = self.traps[_NMI]

@@ -15,10 +15,12 @@ from xenpy.domain.inguest import InGuest
 from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
 from xenpy.domain.pv.processor import set_up_processor
 from xenpy.domain.pv.vcpu import PvVcpu
+from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import Cap
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.emulate import Ports
 from xenpy.pv.mmu.entries import XEN_SLOTS
+from xenpy.pv.mmu.layout import FrameType, refs_of, type_of
 from xenpy.pv.mmu.mmu import Mmu
 from xenpy.pv.mmu.protocols import Mappable
 from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, VCPU_INFO_SIZE
@@ -182,6 +184,20 @@ class PvDomain(Domain):
             self._store(table + slot * 8, entry)
 
     # -- what the base class asks -------------------------------------------------------------------------------------
+
+    def describe_pfn(self, pfn: int) -> str:
+        """Say what is behind a frame of the guest's own counting: its machine frame, by the map that Xen keeps, and the use of that."""
+        for mfn in range(BASE_MFN, len(self.m2p)):
+            if self.m2p[mfn] == pfn:
+                word = self.mmu.frames.word(mfn)
+                use = FrameType(type_of(word)).name
+                return f"pfn {pfn:#x}: mfn {mfn:#x}, used as {use}, {refs_of(word)} references"
+        return f"pfn {pfn:#x}: no frame"
+
+    def check_writable(self, gpa: int) -> None:
+        """Raise XenError(EPERM) for a page table or a page of descriptors: what is in there is counted."""
+        if type_of(self.mmu.frames.word(gpa >> PAGE_SHIFT)) not in (FrameType.NONE, FrameType.WRITABLE):
+            raise XenError(Errno.EPERM, f"gpa {gpa:#x} holds a page table or descriptors")
 
     def unsupported_hint(self) -> str:
         """Return what to add to the report of an instruction KVM cannot emulate."""

@@ -48,6 +48,9 @@ class Faults(Bounces):
 
     def on_exception(self, vector: int, error: int) -> None:
         """Deal with an exception in ring 3, whose registers are in place."""
+        debugger = self.domain.debugger
+        if debugger is not None and self.take_debug_exception(debugger, vector):
+            return
         rip = self.kvm.regs.rip
         if self.domain.shim.has(rip) and not self._has_strayed(vector, rip % WINDOW_SIZE) and self.in_shim_code(vector):
             return

@@ -122,8 +122,16 @@ class PvVcpu(Faults, Contexts):
                     self._on_kick()
                 else:
                     self._on_unknown(reason)
+                if self.step_from is not None:
+                    self._look_at_step()
             except DomainDying:
                 return
+
+    def _look_at_step(self) -> None:
+        """Stop for a debugger if its step has been made, unless the guest is in in-guest code, which is no place to stop at."""
+        debugger = self.domain.debugger
+        if debugger is not None and not (self._busy or self.within_shim or self.domain.shim.has(self.kvm.regs.rip)):
+            self.end_step(debugger)
 
     def _sleep(self) -> None:
         """Wait for an event, or to be brought up."""
