@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from xenpy.api.guest import Guest
     from xenpy.api.host import Host
     from xenpy.api.processors import Registers
+    from xenpy.api.snapshot import Snapshot
     from xenpy.api.transcript import EOF, Match
     from xenpy.domain.ending import End, Ending
     from xenpy.errors import ConfigError, HostError, XenError, XenpyError
@@ -30,6 +31,7 @@ __all__ = [
     "HostError",
     "Match",
     "Registers",
+    "Snapshot",
     "Timeout",
     "XenError",
     "XenpyError",
@@ -42,6 +44,7 @@ _HOMES = {  # imported at first use: `import xenpy` alone costs next to nothing
     "xenpy.api.guest": ("Guest",),
     "xenpy.api.host": ("Host",),
     "xenpy.api.processors": ("Registers",),
+    "xenpy.api.snapshot": ("Snapshot",),
     "xenpy.api.transcript": ("EOF", "Match"),
     "xenpy.domain.ending": ("End", "Ending"),
     "xenpy.errors": ("ConfigError", "HostError", "XenError", "XenpyError"),

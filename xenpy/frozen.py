@@ -13,6 +13,7 @@ Run = tuple[int, int, int, bytes]
 """gpa, size and offset in the file, in bytes; and one byte a page, 1 where the guest had given the page back."""
 
 _CHUNK: Final = 64 << 10
+_PIECE: Final = 16 << 20
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -49,6 +50,22 @@ def copy_of(hva: int, runs: tuple[Run, ...]) -> FrozenRam:
         os.close(fd)
         raise
     return FrozenRam(fd, runs)
+
+
+def copy_file(source: int, target: int, size: int) -> None:
+    """Copy a file into an empty one, leaving out the holes."""
+    os.ftruncate(target, size)
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(source, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole is left
+            return
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        while start < end:
+            data = os.pread(source, min(_PIECE, end - start), start)
+            copy_sparse(memoryview(data), target, start)
+            start += len(data)
 
 
 def copy_sparse(data: memoryview, fd: int, offset: int) -> None:

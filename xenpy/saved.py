@@ -55,6 +55,7 @@ def save_guest(guest: Guest) -> SavedGuest:
     The caller must not hold the host's lock. Raises HostError for what cannot be saved.
     """
     domain = guest.domain
+    guest.devices.check_saveable()
     parked = guest.devices.park()
     try:
         with guest.host.lock:

@@ -28,18 +28,19 @@ _BLOCK = re.compile(
 
 
 def blocks() -> Iterator[tuple[str, str, str]]:
-    """Yield (heading, kind, text) of each code block; a program of its own is of the kind "program"."""
+    """Yield (heading, kind, text) of each code block; a program or suite of its own is of the kind "program" or "suite"."""
     title = ""
     for match in _BLOCK.finditer(TEXT):
         title = match["title"] or title
         if match["title"] is None:
-            yield title, "program" if match["note"] else match["kind"], match["text"]
+            yield title, (match["note"] or "").strip("<!- >\n").removeprefix("a ") or match["kind"], match["text"]
 
 
 FIRST = "Ten lines"
 CONFIG = next(text for title, kind, text in blocks() if title == FIRST and not kind)
 SUITE = next(text for title, kind, text in blocks() if title == FIRST and kind == "python")
 PROGRAMS = [text for _, kind, text in blocks() if kind == "program"]
+SUITES = [text for _, kind, text in blocks() if kind == "suite"]
 FRAGMENTS = [(title, text) for title, kind, text in blocks() if kind == "python" and title != FIRST]
 
 
@@ -82,6 +83,13 @@ def test_programs(directory: Path, program: str) -> None:
     done = run(directory, "-c", program)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{images(KERNEL).release}\n\nguest 1\n"
+
+
+def test_suites(directory: Path) -> None:
+    (suite,) = SUITES
+    (directory / "test_forks.py").write_text(suite)
+    done = run(directory, "-m", "pytest", "-p", "no:cacheprovider", "test_forks.py")
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_fragments(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,11 +44,11 @@ def _value(key: str, value: Setting) -> str:
     if isinstance(value, int):
         return str(int(value))
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_quoted(key, item) for item in value)}]"
-    return _quoted(key, value)
+        return f"[{', '.join(quoted(key, item) for item in value)}]"
+    return quoted(key, value)
 
 
-def _quoted(key: str, value: str | os.PathLike[str]) -> str:
+def quoted(key: str, value: str | os.PathLike[str]) -> str:
     """Return a string in the grammar's quotes. Ref: xlcfg grammar, strings end with their line"""
     if not isinstance(value, str | os.PathLike):
         raise ConfigError(f"setting {key}: {value!r} is neither text, a number nor a list of texts")

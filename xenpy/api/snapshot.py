@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from xenpy.errors import ConfigError
+from xenpy.kvm.system import Kvm
 
 if TYPE_CHECKING:
+    import os
+
     from xenpy.api.guest import Guest
     from xenpy.api.host import Host
     from xenpy.api.transcript import Written
@@ -47,7 +52,7 @@ class Snapshot:
         """The guest itself, for those who know the hypervisor."""
         self.console, self.emergency = console, emergency
         self.shell_ready = shell_ready
-        self._timeout = timeout
+        self.timeout = timeout
         self._close = weakref.finalize(self, saved.close)
 
     def fork(
@@ -68,13 +73,35 @@ class Snapshot:
 
         if clock not in ("continue", "wall"):
             raise ConfigError(f'clock={clock!r} is neither "continue" nor "wall"')
-        if not self._close.alive:
-            raise ConfigError(f"the snapshot of {self.config.name} is closed")
+        self._check_open()
         config = self.config if name is None else replace(self.config, name=name)
         beginning = Beginning(self.saved, self.console, self.emergency, self.shell_ready, clock == "wall")
         return Guest(
-            config, host=host, timeout=self._timeout if timeout is None else timeout, paused=paused, beginning=beginning
+            config, host=host, timeout=self.timeout if timeout is None else timeout, paused=paused, beginning=beginning
         )
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the snapshot into a new directory, for `load` in this or another process. Raises HostError, OSError."""
+        from xenpy.api.savefile import write
+
+        self._check_open()
+        with closing(Kvm()) as kvm:
+            write(self, Path(directory), kvm)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Snapshot:
+        """Return a snapshot that `save` wrote; the directory must stay as it is while there are forks.
+
+        Raises HostError with the reason for one of another version, or that this host's processor or the disks' images do not fit.
+        """
+        from xenpy.api.savefile import read
+
+        with closing(Kvm()) as kvm:
+            return read(Path(directory), kvm)
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise ConfigError(f"the snapshot of {self.config.name} is closed")
 
     def close(self) -> None:
         """Free what the snapshot holds; idempotent."""

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from xenpy.api.errors import GuestEnded
+from xenpy.codec import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,6 +71,7 @@ def _shown(patterns: Sequence[Pattern]) -> str:
     return " or ".join(text.value if isinstance(text, Eof) else repr(text) for text in texts)
 
 
+@plain
 @dataclass(frozen=True, slots=True)
 class Written:
     """A transcript as plain data: what is kept, how many bytes before it are not, and where the next `expect` begins."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from xenpy.errors import ConfigError
+from xenpy.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,6 +82,14 @@ class Devices:
             backend = self.find(state.kind, state.devid)
             if backend is not None:
                 backend.take_over(state)
+
+    def check_saveable(self) -> None:
+        """Raise HostError if one of the devices holds state that no other backend could go on from."""
+        for (kind, devid), backend in self._backends.items():
+            if not backend.can_be_saved:
+                raise HostError(
+                    f"a guest with a {kind} device ({devid}) cannot be saved: its open files are known to this process only"
+                )
 
     def park(self) -> tuple[BackendState, ...]:
         """Let go of the guest, which stands still and sees nothing of it; the caller must not hold the host's lock."""

@@ -126,6 +126,8 @@ class Backend(ABC):
 
     kind: ClassVar[str]
     """The name of the device's directory in xenstore."""
+    can_be_saved: ClassVar[bool] = True
+    """Whether another backend can go on with a connected frontend, knowing no more than the rings and the store say."""
 
     def __init__(self, services: Services, domid: int, devid: int) -> None:
         self.services = services

@@ -17,7 +17,7 @@ _FILES: Final = ("cfg", "kernel", "ramdisk")
 
 def make_guest(request: pytest.FixtureRequest, host: Host) -> Guest:
     """Make the guest for a test. Raises ConfigError, HostError."""
-    settings = _marked(request.node)
+    settings = marked(request.node)
     option = request.config.getoption
     invoked_in = request.config.invocation_params.dir
     if option("xen_cfg") is not None:
@@ -36,7 +36,7 @@ def make_guest(request: pytest.FixtureRequest, host: Host) -> Guest:
     )
 
 
-def _marked(node: pytest.Item) -> dict[str, Any]:
+def marked(node: pytest.Item) -> dict[str, Any]:
     """Return what the markers of a test say together; those of the test come before its class's and module's."""
     settings: dict[str, Any] = {}
     for marker in reversed(list(node.iter_markers("xen_guest"))):

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
     from xenpy.api.guest import Guest
     from xenpy.api.host import Host
+    from xenpy.testing.forks import Forks
     from xenpy.testing.trace.last import LastRecords
 
 _MARKER: Final = (
     "xen_guest(cfg=None, **settings): the guest that the fixture of this name boots: an xl.cfg file, settings that stand for"
     " the file's own (memory=128, kernel='vmlinuz'), and timeout=, paused= and snapshot= of xenpy.Guest; files are relative to the test's"
+)
+_FORK_MARKER: Final = (
+    "xen_fork(scope='session', prepare='true'): how the fixture of this name boots the guest that it forks: once for all tests or, with"
+    " 'module', for those of a module; prepare is a command for its shell, or a function of the guest, to get it ready"
 )
 _guests: Final = pytest.StashKey["Watched"]()
 _DEFAULT_TRACE: Final = 50
@@ -114,6 +119,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Listen for guests."""
     config.addinivalue_line("markers", _MARKER)
+    config.addinivalue_line("markers", _FORK_MARKER)
     for name in ("xen_cfg", "xen_kernel"):
         path = config.getoption(name)
         if path is not None and not _from_invocation(config, path).is_file():
@@ -168,6 +174,46 @@ def xen_guest(request: pytest.FixtureRequest, xen_host: Host) -> Iterator[Guest]
         why = str(error)
     if guest is None:  # said here, out of reach of the exception, of which pytest would show the whole story
         pytest.fail(f"xen_guest: {why}", pytrace=False)
+    with guest:
+        yield guest
+
+
+@pytest.fixture(scope="session")
+def _xen_forks_of_session() -> Iterator[Forks]:
+    """Return the guests that are booted once for all tests."""
+    yield from _forks()
+
+
+@pytest.fixture(scope="module")
+def _xen_forks_of_module() -> Iterator[Forks]:
+    """Return the guests that are booted once for the tests of a module."""
+    yield from _forks()
+
+
+def _forks() -> Iterator[Forks]:
+    from xenpy.testing.forks import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture
+def xen_fork(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """Fork the guest of the test's xen_guest marker, which is booted for the first test that wants it; end the fork afterwards."""
+    from xenpy import ConfigError, HostError
+    from xenpy.testing.forks import scope_of
+
+    request.getfixturevalue(
+        "xen_host"
+    ).close()  # which skips where there is no usable /dev/kvm; a fork has a host of its own
+    guest, why = None, ""
+    try:
+        guest = request.getfixturevalue(f"_xen_forks_of_{scope_of(request.node)}").fork(request)
+    except (ConfigError, HostError) as error:
+        why = str(error)
+    if guest is None:
+        pytest.fail(f"xen_fork: {why}", pytrace=False)
     with guest:
         yield guest
 

@@ -47,6 +47,7 @@ class P9Backend(Backend):
     """A folder of the host's in a guest."""
 
     kind: ClassVar[str] = "9pfs"
+    can_be_saved = False
 
     def __init__(self, services: Services, domid: int, config: P9Config, tree: Tree) -> None:
         super().__init__(services, domid, config.devid)

@@ -77,6 +77,17 @@ class Overlay:
             else:
                 self._base.read(part, start)
 
+    @property
+    def base(self) -> Backing:
+        """Return what lies under it."""
+        return self._base
+
+    def written(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, size) of what was written, in whole clusters."""
+        for dirty, start, size in self._runs(0, self.size):
+            if dirty:
+                yield start, size
+
     def _runs(self, offset: int, size: int) -> Iterator[tuple[bool, int, int]]:
         """Yield (written or not, offset, size) of the pieces of a range."""
         end = offset + size
