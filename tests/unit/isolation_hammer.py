@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SLOT_PAGES = 12
 """One more than fits into a direct request, so that some are indirect."""
 _DIRECT_PAGES = 11
+_MERCY = 3
+"""Of as many victims, one is let do something."""
 _BLOCK_SECTORS = PAGE_SIZE // 512
 
 
@@ -159,14 +161,23 @@ class Hammer:
 class Killer:
     """A thread that kills a process again and again, at moments that nobody chose.
 
-    `victim` returns the process, if there is one, `deaths` how many have been noticed.
+    `victim` returns the process, if there is one, `deaths` how many have been noticed, `progress` changes when something is done. Some of
+    the victims are let do something first: on a busy host all might die before, and who dies for nothing is given up.
     """
 
     def __init__(
-        self, victim: Callable[[], int | None], deaths: Callable[[], int], kills: int, seed: int, *, longest_s: float
+        self,
+        victim: Callable[[], int | None],
+        deaths: Callable[[], int],
+        progress: Callable[[], object],
+        kills: int,
+        seed: int,
+        *,
+        longest_s: float,
     ) -> None:
         self._victim = victim
         self._deaths = deaths
+        self._progress = progress
         self._kills = kills
         self._random = random.Random(seed)
         self._longest_s = longest_s
@@ -178,11 +189,19 @@ class Killer:
         """Tell whether there is killing to be done."""
         return self._thread.is_alive()
 
+    def _await_victim(self) -> int:
+        while (pid := self._victim()) is None:
+            time.sleep(0.0002)
+        return pid
+
     def _run(self) -> None:
-        for _ in range(self._kills):
-            time.sleep(self._random.uniform(0, self._longest_s))
-            while (pid := self._victim()) is None:
+        for number in range(self._kills):
+            self._await_victim()
+            before_work, deadline = self._progress(), time.monotonic() + PATIENCE
+            while not number % _MERCY and self._progress() == before_work and time.monotonic() < deadline:
                 time.sleep(0.0002)
+            time.sleep(self._random.uniform(0, self._longest_s))
+            pid = self._await_victim()
             before = self._deaths()
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -40,7 +40,12 @@ def test_no_write_is_lost(tmp_path: Path, persistent: bool) -> None:
         hammer = Hammer(frontend, frontend.connect(persistent=persistent), image.read_bytes, seed=KILLS)
         kept = keeper(frontend)
         killer = Killer(
-            lambda: kept.process.pid if kept.process else None, lambda: kept.deaths, KILLS, seed=1, longest_s=0.05
+            lambda: kept.process.pid if kept.process else None,
+            lambda: kept.deaths,
+            lambda: hammer.done,
+            KILLS,
+            seed=1,
+            longest_s=0.05,
         )
         hammer.run(killer)
         hammer.finish()
@@ -63,7 +68,7 @@ def test_no_write_is_lost_by_qemu(tmp_path: Path) -> None:
     with plugged(disk_of(path), backing=disk) as frontend:
         queue = frontend.connect()
         hammer = Hammer(frontend, queue, content, seed=KILLS, flushes=0.01)
-        killer = Killer(lambda: disk.pid, lambda: disk.deaths, kills, seed=1, longest_s=0.2)
+        killer = Killer(lambda: disk.pid, lambda: disk.deaths, lambda: hammer.done, kills, seed=1, longest_s=0.2)
         hammer.run(killer)
         hammer.settle()
         assert queue.simple(BLKIF_OP.FLUSH_DISKCACHE) == BLKIF_RSP.OKAY
@@ -83,7 +88,12 @@ def test_no_frame_is_spoilt_or_delivered_twice(wire: type[StreamWire | TapWire],
         hammer = NetHammer(front, far_end, seed=KILLS)
         kept = net_keeper(front)
         killer = Killer(
-            lambda: kept.process.pid if kept.process else None, lambda: kept.deaths, KILLS, seed=1, longest_s=0.05
+            lambda: kept.process.pid if kept.process else None,
+            lambda: kept.deaths,
+            lambda: hammer.done,
+            KILLS,
+            seed=1,
+            longest_s=0.05,
         )
         hammer.run(killer)
         hammer.finish()
