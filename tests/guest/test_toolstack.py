@@ -254,6 +254,9 @@ def test_disks_come_and_go(tools: Toolstack, tmp_path: Path) -> None:
     assert "exists already" in tools.xl("block-attach", "x", f"{other},raw,xvdb,rw").err
     os.truncate(image, 3 << 20)
     assert tools.ok("block-resize", "x", "xvdb") == f"{3 << 20}\n"
+    assert tools.ok("block-resize", "x", "xvdb", "4") == f"{4 << 20}\n"
+    assert "made larger only" in tools.xl("block-resize", "x", "xvdb", "1").err
+    assert image.stat().st_size == 4 << 20
     tools.ok("block-detach", "x", "xvdb")
     assert len(tools.ok("block-list", "x").splitlines()) == 1
     assert "disks" not in json.loads(tools.ok("list", "-l", "x"))[0]["config"]

@@ -208,6 +208,31 @@ def test_an_image_is_locked_while_in_use(tmp_path: Path) -> None:
 
 
 @needs_qemu
+def test_an_image_grows_under_its_guest(tmp_path: Path) -> None:
+    path = make_image(tmp_path / "disk.qcow2", "qcow2")
+    data = random.Random(4).randbytes(4096)
+    with plugged(disk_of(path, format=DiskFormat.QCOW2)) as frontend:
+        queue = frontend.connect()
+        assert queue.write(8, data) == 0
+        assert frontend.backend.resize(16 << 20)
+        assert frontend.theirs("sectors") == str((16 << 20) // 512)
+        assert queue.write((12 << 20) // 512, data) == 0
+        assert [queue.read(sector) for sector in (8, (12 << 20) // 512)] == [data] * 2
+        for size, message in ((8 << 20, "made larger only"), ((16 << 20) + 1, "not whole sectors")):
+            with pytest.raises(ConfigError, match=message):
+                frontend.backend.resize(size)
+
+
+def test_what_does_not_grow(image: Path) -> None:
+    for disk in (open_disk(disk_of(image), ephemeral=True), open_disk(disk_of(image, writable=False))):
+        with pytest.raises(ConfigError, match="keeps its size"):
+            disk.grow(1 << 20)
+        disk.close()
+    with pytest.raises(ConfigError, match="empty drive"):
+        EmptyDrive().grow(512)
+
+
+@needs_qemu
 def test_qemu_that_dies_is_started_anew_and_has_forgotten_nothing(tmp_path: Path) -> None:
     path = make_image(tmp_path / "disk.qcow2", "qcow2")
     disk = open_disk(disk_of(path, format=DiskFormat.QCOW2))

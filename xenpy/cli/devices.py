@@ -31,11 +31,16 @@ def block_detach(domain: str, device: str, force: bool) -> None:
 @click.command("block-resize")
 @click.argument("domain")
 @click.argument("device")
-def block_resize(domain: str, device: str) -> None:
-    """Have DOMAIN see the size that the image of its disk DEVICE, a name such as xvdb or a number, has by now; print it in bytes."""
-    from xenpy.toolstack import client
+@click.argument("size", required=False)
+def block_resize(domain: str, device: str, size: str | None) -> None:
+    """Have DOMAIN see the size that the image of its disk DEVICE, a name such as xvdb or a number, has by now; print it in bytes.
 
-    click.echo(client.call(domain, "block_resize", device=device))
+    With SIZE, in MiB or with a suffix of b, k, m, g, t, the image is made that large before.
+    """
+    from xenpy.toolstack import client, lifecycle
+
+    wanted = None if size is None else lifecycle.parse_kib(size) << 10
+    click.echo(client.call(domain, "block_resize", device=device, size=wanted))
 
 
 @click.command("block-list")

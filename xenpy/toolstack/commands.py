@@ -174,10 +174,10 @@ class Commands:
         supervisor.config, devid = plugging.detach(supervisor.guest, supervisor.config, kind, device, force=force)
         return devid
 
-    def block_resize(self, device: str) -> int:
-        """Have the guest see the size that a disk's image has by now, and return it in bytes."""
+    def block_resize(self, device: str, size: int | None) -> int:
+        """Have the guest see the size that a disk's image has by now, or is given before, and return it in bytes."""
         self._alive()
-        return plugging.resize(self._supervisor.guest, device)
+        return plugging.resize(self._supervisor.guest, device, size)
 
     # -- looking into it ----------------------------------------------------------------------------------------------
 

@@ -94,14 +94,17 @@ def _vif(guest: Guest, spec: str) -> VifConfig:
     return parse_vifs([Atom(spec, Position("<network-attach>", 1, 1))], str(config.uuid), [])[0]
 
 
-def resize(guest: Guest, device: str) -> int:
-    """Look at the size of a disk's medium anew and tell the guest if it changed; return it in bytes. Raises CommandError."""
+def resize(guest: Guest, device: str, size: int | None) -> int:
+    """Look at the size of a disk's medium anew and tell the guest if it changed; return it in bytes.
+
+    With a `size`, in bytes as well, it is made that large before. Raises CommandError, ConfigError, HostError.
+    """
     from xenpy.devices.vbd.backend import VbdBackend
 
     disk = guest.devices.find(VbdBackend.kind, _devid(guest, VbdBackend.kind, device))
     if not isinstance(disk, VbdBackend):
         raise CommandError(f"Domain {guest.domain.domid}: disk {device} is going already")
-    disk.resize()
+    disk.resize(size)
     return disk.backing.size
 
 

@@ -206,8 +206,13 @@ class VbdBackend(Backend):
         else:
             done()
 
-    def resize(self) -> bool:
-        """Look at the medium's size anew, and tell the guest if it changed; return whether it did."""
+    def resize(self, size: int | None = None) -> bool:
+        """Look at the medium's size anew, and tell the guest if it changed; return whether it did.
+
+        With a `size` in bytes, have the medium made that large before. Raises ConfigError, HostError; the caller must not hold the lock.
+        """
+        if size is not None:
+            self.backing.grow(size)
         with self.services.lock:
             changed = self.backing.refresh()
             if changed:

@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from xenpy import libc
+from xenpy.abi.blkif import SECTOR_SIZE
 from xenpy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Backing(Protocol):
     def refresh(self) -> bool:
         """Look at the medium's size anew; tell whether it changed."""
 
+    def grow(self, size: int) -> None:
+        """Make the medium larger; `refresh` tells. Raises ConfigError where that is not to be had."""
+
     def parcel(self) -> Parcel | None:
         """Return what another process needs to use the medium too, or None if this one alone can."""
 
@@ -85,6 +89,16 @@ def split(views: Views, size: int) -> tuple[Views, Views]:
         head.append(view)
         size -= len(view)
     return head, []
+
+
+def check_growth(name: str, before: int, size: int, *, writable: bool) -> None:
+    """Raise ConfigError unless a medium may be given another size in bytes."""
+    if not writable:
+        raise ConfigError(f"{name}: what is read only, or under an ephemeral disk, keeps its size")
+    if size % SECTOR_SIZE:
+        raise ConfigError(f"{name}: {size} bytes are not whole sectors of {SECTOR_SIZE}")
+    if size < before:
+        raise ConfigError(f"{name}: {size} bytes are less than its {before}; a disk in use is made larger only")
 
 
 class RawBacking:
@@ -203,6 +217,18 @@ class RawBacking:
         before, self.size = self.size, self._size()
         return self.size != before
 
+    def grow(self, size: int) -> None:
+        """Make the file larger; what is added reads as zeroes. Raises ConfigError."""
+        check_growth(self._path, self.size, size, writable=self.writable)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise ConfigError(
+                f"{self._path} is a block device: it is resized by what it is made with, such as lvextend"
+            )
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be made {size} bytes large ({error.strerror})") from None
+
     def close(self) -> None:
         """Close the file."""
         for fd in (self._fd, self._direct_fd):
@@ -234,6 +260,10 @@ class EmptyDrive:
     def refresh(self) -> bool:
         """Return False: nothing changes."""
         return False
+
+    def grow(self, size: int) -> None:
+        """Raise ConfigError."""
+        raise ConfigError(f"an empty drive cannot have {size} bytes")
 
     def parcel(self) -> None:
         """Return None: there is nothing to serve."""

@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from xenpy.devices.vbd.backing import check_growth
 from xenpy.devices.vbd.overlay import CLUSTER, Overlay
 from xenpy.errors import HostError
 
@@ -133,6 +134,10 @@ class _Shared:
     def refresh(self) -> bool:
         """Return False: the size stays what it was."""
         return False
+
+    def grow(self, size: int) -> None:
+        """Raise ConfigError."""
+        check_growth("a frozen disk", self.size, size, writable=False)
 
     def parcel(self) -> Parcel | None:
         """Return what another process needs to read it."""

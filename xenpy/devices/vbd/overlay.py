@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from xenpy import libc
-from xenpy.devices.vbd.backing import Parcel, split
+from xenpy.devices.vbd.backing import Parcel, check_growth, split
 from xenpy.errors import HostError
 
 if TYPE_CHECKING:
@@ -148,6 +148,10 @@ class Overlay:
     def refresh(self) -> bool:
         """Return False: the size stays what it was."""
         return False
+
+    def grow(self, size: int) -> None:
+        """Raise ConfigError."""
+        check_growth("the image", self.size, size, writable=False)
 
     def close(self) -> None:
         """Drop what was written, and close the image."""

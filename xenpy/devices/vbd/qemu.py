@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from xenpy import log
 from xenpy.devices.isolation.patience import Patience
+from xenpy.devices.vbd.backing import check_growth
 from xenpy.devices.vbd.nbd import NbdBacking, ServerGone
 from xenpy.devices.vbd.qemu_server import QemuServer
 from xenpy.devices.vbd.unflushed import Unflushed
@@ -157,9 +158,21 @@ class QemuImage:
         """Let the image shrink by a range; after a death it may read as before. Raises OSError, HostError."""
         self._persist(lambda nbd: nbd.discard(offset, size))
 
+    def grow(self, size: int) -> None:
+        """Make the image larger, which QEMU must let go of meanwhile. Raises ConfigError, HostError."""
+        check_growth(self._target, self.size, size, writable=self.writable)
+        with self._reviving:
+            self._nbd.close()  # when the requests under way are done; who comes now waits for the next server
+            self._server.end(kill=False)
+            try:
+                self._server.grow(size)
+            finally:
+                self._nbd = self._start()
+
     def refresh(self) -> bool:
-        """Return False: an image cannot be resized while QEMU has it open."""
-        return False
+        """Look at the image's size anew; tell whether it changed."""
+        before, self.size = self.size, self._nbd.size
+        return self.size != before
 
     def kill(self) -> bool:
         """Kill the server, as a fault would; another one takes over. Tell whether there is one."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PROGRAM: Final = "qemu-nbd"
+_RESIZER: Final = "qemu-img"
 _START_S: Final = 30.0
 _POLL_S: Final = 0.01
 _STOP_S: Final = 60.0
@@ -34,6 +35,7 @@ class QemuServer:
         if program is None:
             raise HostError(f"{target}: a disk of format {driver} takes {_PROGRAM}: install qemu-utils")
         self._target = target
+        self._driver = driver
         self._command = [program, *options, f"--shared={connections}"]
         self._connections = connections
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,6 +85,21 @@ class QemuServer:
                 raise ConfigError(f"{self._target}: {reason}")
             if time.monotonic() > deadline:
                 raise HostError(f"{self._target}: {_PROGRAM} did not begin to serve within {_START_S:g} s")
+
+    def grow(self, size: int) -> None:
+        """Make the image larger; while none runs. Raises ConfigError."""
+        program = shutil.which(_RESIZER)
+        if program is None:
+            raise ConfigError(f"{self._target}: to resize it takes {_RESIZER}: install qemu-utils")
+        done = subprocess.run(
+            [program, "resize", "-q", "-f", self._driver, "--", self._target, str(size)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip().removeprefix(f"{_RESIZER}: ")
+            raise ConfigError(f"{self._target}: cannot be made {size} bytes large: {said}")
 
     def end(self, *, kill: bool) -> None:
         """Have it end, which it does of itself when nobody is connected, and wait until it has."""
