@@ -34,7 +34,7 @@ def refusal(text: str, kind: str = "pvh") -> str:
         ("vtpm=['backend=x']", "f:2: key 'vtpm' is refused: there is no vTPM stub domain to serve it"),
         (
             "bootloader='pygrub'",
-            "f:2: key 'bootloader' is refused: no program of the host picks the kernel: give kernel=",
+            "f:2: key 'bootloader' is refused: kernels are not read out of disks: copy kernel and initrd out",
         ),
         ("boot='c'", "f:2: key 'boot' is not for PVH guests: HVM only: order of boot devices"),
         ("device_tree='x'", "f:2: key 'device_tree' is not for PVH guests: Arm only: device tree"),

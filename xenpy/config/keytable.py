@@ -123,7 +123,12 @@ _IGNORED = (
 
 # name, kind, guest types, reason
 _REFUSED = (
-    ("bootloader", _STRING, _BOTH, "no program of the host picks the kernel: give kernel= and ramdisk="),
+    (
+        "bootloader",
+        _STRING,
+        _BOTH,
+        "kernels are not read out of disks: copy kernel and initrd out (docs/images.md), give kernel= and ramdisk=",
+    ),
     ("firmware", _STRING, _BOTH, "there is no firmware to boot from: give kernel= and ramdisk="),
     ("pvshim", _BOOLEAN, _PVH, _NO_SHIM),
     ("nestedhvm", _BOOLEAN, _PVH, "guests cannot run hardware virtualisation themselves"),
