@@ -44,6 +44,7 @@ _SIZE_MIB: Final = 1024
 _LABEL: Final = "debian"
 _LEFT_OUT: Final = ("./usr/share/doc", "./usr/share/info", "./usr/share/locale", "./usr/share/man")
 _MERGED: Final = ("bin", "lib", "lib64", "sbin")
+_MERGED_PREFIXES: Final = tuple(f"{directory}/" for directory in _MERGED)
 
 _FILES: Final[Mapping[str, str]] = {
     "etc/fstab": f"LABEL={_LABEL} / ext4 errors=remount-ro 0 1\n",
@@ -55,6 +56,8 @@ _FILES: Final[Mapping[str, str]] = {
     "etc/pam.d/common-password": "password required pam_unix.so obscure yescrypt\n",
     "etc/pam.d/common-session": "session required pam_unix.so\n",
     "etc/pam.d/common-session-noninteractive": "session required pam_unix.so\n",
+    # udev may take longer than 90 s to tell of hvc0 where a host is busy or emulated, and then there would be no login
+    "etc/systemd/system.conf.d/patience.conf": "[Manager]\nDefaultDeviceTimeoutSec=30min\nDefaultTimeoutStartSec=30min\n",
     "etc/systemd/network/80-dhcp.network": "[Match]\nKind=!*\nType=ether\n\n[Network]\nDHCP=yes\n",
 }
 """What packages' scripts or an administrator would write."""
@@ -128,7 +131,8 @@ def _unpack(package: Path, root: Path) -> Iterator[tuple[str, tuple[int, int]]]:
         _mode, owner, _size, _date, _time, path = line.split(None, 5)
         uid, gid = (int(number) for number in owner.split("/"))
         if uid or gid:
-            yield path.partition(" -> ")[0].removeprefix("./").rstrip("/"), (uid, gid)
+            name = path.partition(" -> ")[0].removeprefix("./").rstrip("/")
+            yield f"usr/{name}" if name.startswith(_MERGED_PREFIXES) else name, (uid, gid)
 
 
 def _configure(root: Path) -> None:
