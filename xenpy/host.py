@@ -228,19 +228,16 @@ class Host:
         self.domains: dict[int, Domain] = {}
         self.ports = HostPorts(DOM0, lookup=self._ports_of)
         self._next_domid = 1
-        self._pv_traits: Traits | None = None
         self.on_end: Callable[[Domain], None] = _ignore_end
 
     def _ports_of(self, domid: int) -> PortTable:
         return self.domain(domid).evtchn
 
     def pv_traits(self) -> Traits:
-        """Return what matters of this host's KVM to PV guests, found out once. Raises HostError where they cannot run."""
-        if self._pv_traits is None:
-            from xenpy.domain.pv.probe import probe
+        """Return what matters of this host's KVM to PV guests. Raises HostError where they cannot run."""
+        from xenpy.domain.pv.probe import traits_of
 
-            self._pv_traits = probe(self.kvm)
-        return self._pv_traits
+        return traits_of(self.kvm)
 
     def domain(self, domid: int) -> Domain:
         """Return a domain. Raises XenError(ESRCH)."""

@@ -18,6 +18,7 @@ GROUPS: Final = {
     "hypercall": "round trip of a hypercall against a C loop on the same KVM",
     "startup": "process start to the guest's first instruction",
     "footprint": "resident memory beyond the guest's RAM",
+    "fork": "forks of a PV Linux: to the first entry, memory, fifty at once",
     "pv": "PV Linux on this /dev/kvm: to init and power-off, and costs inside",
     "boot": "PVH Linux to init and to power-off against QEMU, on the emulated host (minutes)",
 }

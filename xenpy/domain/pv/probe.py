@@ -54,6 +54,16 @@ class Traits(NamedTuple):
     """Whether KVM shadows page tables, so that it must see the changes that are made to them."""
 
 
+_found: list[Traits] = []
+
+
+def traits_of(kvm: Kvm) -> Traits:
+    """Return this machine's traits, found out once for the process. Raises HostError as `probe` does."""
+    if not _found:
+        _found.append(probe(kvm))
+    return _found[0]
+
+
 def probe(kvm: Kvm) -> Traits:
     """Find out a host's traits. Raises HostError where none of the ways in which we run ring 3 works."""
     for slot in SLOTS:
