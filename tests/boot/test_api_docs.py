@@ -72,8 +72,10 @@ def test_the_first_suite_passes_and_its_failing_variant_shows_the_console(direct
     done = run(directory, "-m", "pytest", "-p", "no:cacheprovider")
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     expected = next(text for title, kind, text in blocks() if title == FIRST and text.startswith("E "))
-    assertion, section, _ = expected.splitlines()
+    assertion, *rest = expected.splitlines()
     assert assertion in done.stdout, done.stdout
+    section, trace = (line for line in rest if line.startswith("---"))
+    assert trace.strip("-") in done.stdout
     assert section.strip("-") in done.stdout
     assert done.stdout.index(section.strip("-")) < done.stdout.rindex("cat /sys/hypervisor/type")
 

@@ -168,6 +168,20 @@ def test_errors_reach_the_guest_and_the_trace() -> None:
         assert rig.faults == [("error", 2)]
 
 
+def test_a_tracer_that_came_first_sees_what_comes_of_faults() -> None:
+    with fake_domain() as domain:
+        rig = Faulty(domain, ("hypercall=xen_version:error=EBUSY", "xenstore=a/b:drop"), 0)
+        rig.tracer.attach()
+        rig.injector.attach()
+        assert rig.call(VERSION, 0) == -Errno.EBUSY
+        rig.tracer.detach()
+        assert rig.call(VERSION, 0) == -Errno.EBUSY
+        rig.injector.detach()
+        assert rig.call(VERSION, 0) > 0
+        assert [(record.kind, record.error) for record in rig.records] == [(Kind.FAULT, ""), (Kind.HYPERCALL, "EBUSY")]
+        del domain.peers[0]
+
+
 def test_without_a_tracer_the_errno_is_the_same() -> None:
     with faulty("hypercall=xen_version:error=EBUSY") as rig:
         rig.tracer.detach()

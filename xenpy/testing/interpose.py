@@ -19,31 +19,36 @@ class _Chain:
         self._original = getattr(owner, name)
         self._was_set = name in vars(owner)
         self.wrappers: list[Callable[[Any], Any]] = []
+        self.outer: list[Callable[[Any], Any]] = []
 
     def rebuild(self) -> None:
         """Have the attribute be what the wrappers make of the original."""
         outermost = self._original
-        for wrap in self.wrappers:
+        for wrap in (*self.wrappers, *self.outer):
             outermost = wrap(outermost)
-        if self.wrappers or self._was_set:
+        if self.wrappers or self.outer or self._was_set:
             setattr(self._owner, self._name, outermost)
         else:
             delattr(self._owner, self._name)
 
 
-def interpose(owner: object, name: str, wrap: Callable[[F], F]) -> Callable[[], None]:
-    """Have `owner.name` be `wrap(what it was)`, until what this returns is called. `wrap` is called anew when others come and go."""
+def interpose(owner: object, name: str, wrap: Callable[[F], F], *, outer: bool = False) -> Callable[[], None]:
+    """Have `owner.name` be `wrap(what it was)`, until what this returns is called; `outer` ones are around all that are not.
+
+    `wrap` is called anew when others come and go.
+    """
     chains: dict[str, _Chain] = vars(owner).setdefault("_interposed_chains", {})
     chain = chains.get(name)
     if chain is None:
         chain = chains[name] = _Chain(owner, name)
-    chain.wrappers.append(wrap)
+    wrappers = chain.outer if outer else chain.wrappers
+    wrappers.append(wrap)
     chain.rebuild()
 
     def undo() -> None:
-        chain.wrappers.remove(wrap)
+        wrappers.remove(wrap)
         chain.rebuild()
-        if not chain.wrappers:
+        if not (chain.wrappers or chain.outer):
             del chains[name]
 
     return undo

@@ -121,7 +121,7 @@ class Tracer:
     # -- hypercalls ---------------------------------------------------------------------------------------------------
 
     def _listen_to_hypercalls(self) -> None:
-        self._undo.append(interpose(self._domain, "dispatch", self._take_place))
+        self._undo.append(interpose(self._domain, "dispatch", self._take_place, outer=True))
 
     def _take_place(self, before: Callable[[Call], int]) -> Callable[[Call], int]:
         self._before = reasoned(before)
@@ -208,7 +208,10 @@ class Tracer:
 
             return traced
 
-        self._undo += [interpose(store, "serve", serving), interpose(store.watches, "hand", handing)]
+        self._undo += [
+            interpose(store, "serve", serving, outer=True),
+            interpose(store.watches, "hand", handing, outer=True),
+        ]
 
     # -- events and grants --------------------------------------------------------------------------------------------
 
@@ -233,7 +236,7 @@ class Tracer:
         return traced
 
     def _listen_to_grants(self) -> None:
-        self._undo.append(interpose(self._domain.gnttab, "make_use", self._using))
+        self._undo.append(interpose(self._domain.gnttab, "make_use", self._using, outer=True))
 
     def _using(self, make_use: MakeUse) -> MakeUse:
         def traced(gref: int, domid: int, *, readonly: bool, mapping: bool) -> Use:
