@@ -1,6 +1,7 @@
-"""Boots a small PVH kernel many times in one process and prints what the process held first and last.
+"""Boots a small PVH kernel many times in one process and prints what the process held first and last; or leans on Linux as a PV guest.
 
 usage: python tools/soak.py [--boots 500] [--bits 64]
+       python tools/soak.py --pv debian-6.12-cloud [--vcpus 2] [--memory 256] --boots 50 | --stress 60 [--forks 10000] | --clock 120
 """
 
 from __future__ import annotations
@@ -37,7 +38,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="boot a small PVH kernel many times and look for leaks")
     parser.add_argument("--boots", type=int, default=500)
     parser.add_argument("--bits", type=int, choices=(32, 64), default=64)
+    parser.add_argument("--pv", metavar="KERNEL", help="a kernel of `xenpy guests`, to be a PV guest")
+    parser.add_argument("--vcpus", type=int, default=1)
+    parser.add_argument("--memory", type=int, default=256, help="in MiB")
+    parser.add_argument(
+        "--stress", type=int, metavar="SECONDS", help="have processes, threads and memory check each other"
+    )
+    parser.add_argument("--forks", type=int, default=0, help="that there have to be, with --stress")
+    parser.add_argument("--clock", type=int, metavar="SECONDS", help="compare the guest's clocks with the host's")
     options = parser.parse_args()
+    if options.pv:
+        import soak_pv
+
+        mode = soak_pv.stress if options.stress else soak_pv.clock if options.clock else soak_pv.boots
+        return mode(options)
     from build import Builder
     from harness import run_kernel
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 OPTIONS = {
     "torture": ("-O2", "-static", "-pthread"),
+    "clocks": ("-O2", "-static"),
     "compat32": (
         "-m32", "-O2", "-static", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector",
     ),
