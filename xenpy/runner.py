@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from xenpy import log
@@ -100,7 +102,7 @@ class Runner:
     # -- the guest ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._guest = self._host.create(self._config, self._sink, self._options)
+        self._guest = self._make_guest()
         if self._observer is not None:
             self._observer.created(self._guest)
         self._guest.domain.on_emergency_output = self._on_emergency_output
@@ -112,6 +114,17 @@ class Runner:
         self._started = time.monotonic()
         self._guest.start()
         self._event("started", domid=self._guest.domain.domid)
+
+    def _make_guest(self) -> Guest:
+        options = self._options
+        if options is None or not options.saved_in:
+            return self._host.create(self._config, self._sink, options)
+        from xenpy.api.savefile import read
+
+        # What it writes to its disks stays apart from their images; so it must when it boots anew.
+        self._options = replace(options, saved_in="", ephemeral_disks=True)
+        with read(Path(options.saved_in), self._host.kvm) as snapshot:
+            return self._host.restore(self._config, self._sink, snapshot.saved)
 
     def _sink(self, data: bytes) -> int:
         taken = self._terminal.sink(data)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +18,7 @@ from tests.conftest import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from xenpy.api.snapshot import Clock
 
@@ -155,3 +158,40 @@ def test_forks_at_random_moments(vcpus: int) -> None:
             with guest.snapshot() as snap, snap.fork(name=f"fork-{number}") as fork:
                 goes_on(chain, fork)
         goes_on(chain, guest)
+
+
+def test_commands_save_and_restore_a_domain(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+
+    def command(*words: str, typed: str = "", until: str = "") -> str:
+        """Run a command; one with a text to wait for is left then."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "xenpy", *words], env=environment, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(typed)
+            process.stdin.flush()
+            output = ""
+            while until and until not in output:
+                output += process.stdout.readline()
+            if until:
+                process.kill()
+            output += process.stdout.read()
+        assert until or not process.returncode, output
+        return output
+
+    settings = ["type=pv", "name=kept", "memory=128", f"kernel={images(KERNEL).kernel}", f"ramdisk={ramdisk()}"]
+    command("create", "/dev/null", *settings, 'cmdline="console=hvc0 quiet"')
+    try:
+        command("console", "kept", typed="x=remembered; echo is $((40 + 2))\n", until="is 42")
+        command("save", "kept", str(saved))
+        assert "kept" not in command("list")
+        command("restore", "-p", str(saved))
+        assert "--p---" in command("list", "kept")
+        command("unpause", "kept")
+        command("console", "kept", typed="echo was $x\n", until="was remembered")
+    finally:
+        command("destroy", "kept")

@@ -131,6 +131,11 @@ def read(directory: Path, kvm: Kvm) -> Snapshot:
     )  # fmt: skip
 
 
+def read_config(directory: Path) -> DomainConfig:
+    """Return the configuration of the guest that a directory holds. Raises HostError."""
+    return _config_of(_read_state(directory))
+
+
 def _read_state(directory: Path) -> Saved:
     path = directory / _STATE
     try:

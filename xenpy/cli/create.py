@@ -62,6 +62,23 @@ def create(
 
 
 @click.command()
+@click.argument("directory", metavar="DIR", type=click.Path(resolve_path=True))
+@click.option("-p", "paused", is_flag=True, help="Leave the domain paused.")
+@click.option("-e", "no_wait", expose_value=False, is_flag=True, help="Accepted for xl's sake: nobody waits here.")
+@click.option("-d", "debug", expose_value=False, is_flag=True, help="Accepted for xl's sake.")
+def restore(directory: str, paused: bool) -> None:
+    """Create a domain that goes on where one was saved into DIR, which must stay as it is while the domain lives."""
+    from pathlib import Path
+
+    from xenpy.api.savefile import read_config
+    from xenpy.devices.registry import DeviceOptions
+    from xenpy.toolstack import creating
+
+    options = DeviceOptions(saved_in=directory)
+    creating.create(read_config(Path(directory)), paused=paused, console=False, foreground=False, options=options)
+
+
+@click.command()
 @click.argument("domain")
 @click.option(
     "-t",

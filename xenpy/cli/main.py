@@ -37,6 +37,8 @@ TOOLSTACK: Final = {
     "pause": ("xenpy.cli.power", "pause", "Stop the vCPUs of a domain."),
     "reboot": ("xenpy.cli.power", "reboot", "Ask domains to reboot."),
     "rename": ("xenpy.cli.power", "rename", "Give a domain another name."),
+    "restore": ("xenpy.cli.create", "restore", "Create a domain that goes on where one was saved."),
+    "save": ("xenpy.cli.power", "save", "Save a domain into a directory."),
     "shutdown": ("xenpy.cli.power", "shutdown", "Ask domains to power off."),
     "sysrq": ("xenpy.cli.power", "sysrq", "Send a magic SysRq key to a domain."),
     "top": ("xenpy.cli.domains", "top", "Show what domains use, again and again."),

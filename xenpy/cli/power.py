@@ -113,6 +113,20 @@ def mem_set(domain: str, size: str) -> None:
     client.call(domain, "set_memory", kib=lifecycle.parse_kib(size))
 
 
+@click.command()
+@click.argument("domain")
+@click.argument("directory", metavar="DIR", type=click.Path(resolve_path=True))
+@click.option("-c", "running", is_flag=True, help="Leave the domain running.")
+@click.option("-p", "paused", is_flag=True, help="Leave the domain paused.")
+def save(domain: str, directory: str, running: bool, paused: bool) -> None:
+    """Save DOMAIN into a new directory DIR, from which `restore` goes on, and end it, unless told otherwise."""
+    if running and paused:
+        raise click.UsageError("give either -c or -p")
+    with client.connect(domain) as connection:
+        connection.send("save", path=directory, after="run" if running else "pause" if paused else "destroy")
+        connection.answer(None)
+
+
 @click.command("dump-core")
 @click.argument("domain")
 @click.argument("file", type=click.Path(dir_okay=False, resolve_path=True))

@@ -55,6 +55,9 @@ class DeviceOptions:
     disks: Mapping[int, FrozenDisk] = field(default_factory=dict)
     """Disks of a guest that goes on, by device number, in place of what the configuration says."""
 
+    saved_in: str = ""
+    """The directory of a snapshot that the guest goes on from, the first time that it is started, instead of booting."""
+
 
 class Devices:
     """The split devices of one guest, by kind and number; they come and go at run time."""

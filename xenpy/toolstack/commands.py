@@ -47,6 +47,7 @@ class Commands:
             "block_resize": self.block_resize,
             "debug_keys": self.debug_keys,
             "dump_core": self.dump_core,
+            "save": self.save,
             "screenshot": self.screenshot,
             "vnc": self.vnc,
             "gdb": self.gdb,
@@ -194,6 +195,18 @@ class Commands:
         from xenpy.toolstack.coredump import dump
 
         dump(self._domain, path)
+
+    def save(self, path: str, after: str) -> None:
+        """Save the domain into a new directory; it ends then, or goes on (`after` is "run"), or stays paused ("pause")."""
+        from xenpy.toolstack.saving import save
+
+        self._alive()
+        try:
+            save(self._supervisor.guest, self._supervisor.config, path, go_on=after == "run")
+        except OSError as error:
+            raise CommandError(f"{path}: {error.strerror}") from None
+        if after not in ("run", "pause"):
+            self._supervisor.destroy()
 
     def gdb(self, port: int, *, hold: bool = False) -> str:
         """Listen for a debugger at a TCP port, 0 for a free one, and return the address; `hold` stops the domain until one connects."""
