@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import pytest
 
 import xenpy
 from tests.gdb_client import Client
+from xenpy.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,3 +161,53 @@ def test_kill(kernel: Callable[[str], Kernel]) -> None:
         gdb.send("k")
         assert guest.wait().kind is xenpy.End.DESTROYED
         assert gdb.reply() == ""
+
+
+def connect(address: str) -> Client | None:
+    """Return a debugger, or None while another has the guest."""
+    try:
+        return Client(address)
+    except (AssertionError, OSError):
+        return None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"$" + b"x" * 100_000,
+        bytes(range(256)) * 64,
+        b"$c#63\x03" * 50,
+        b"$m0,ffff#00" * 3000,
+    ],
+    ids=["http", "endless", "bytes", "restless", "deaf"],
+)
+def test_clients_that_do_not_know_how(kernel: Callable[[str], Kernel], data: bytes) -> None:
+    with kernel("clock").guest(cmdline="leap") as guest:
+        guest.emergency.expect("ready")
+        host, _, port = guest.gdb().rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT) as client, suppress(OSError, xenpy.Timeout):
+            client.sendall(data)
+            guest.wait_for(lambda: guest.domain.debugger is not None, timeout=1, what="debugger")
+        with guest.wait_for(lambda: connect(f"{host}:{port}"), what="place for another debugger") as gdb:
+            assert gdb.ask("?").startswith("T")
+            assert gdb.ask("D") == "OK"
+        guest.clock.jump(90)
+        check(guest, "clock")
+
+
+def test_a_port_that_is_taken(kernel: Callable[[str], Kernel]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, kernel("clock").guest(cmdline="leap") as guest:
+        port = taken.getsockname()[1]
+        with pytest.raises(HostError, match=rf"gdb: cannot listen at 127\.0\.0\.1:{port}: Address already in use"):
+            guest.gdb(port)
+
+
+def test_a_guest_with_breakpoints_in_it_is_not_saved(kernel: Callable[[str], Kernel]) -> None:
+    debug = kernel("debug")
+    guest = debug.guest()
+    address = guest.gdb()
+    with guest, Client(address) as gdb:
+        assert gdb.ask(f"Z0,{debug.symbols['marker']:x},1") == "OK"
+        with pytest.raises(HostError, match="while a debugger has it|only PV guests"):
+            guest.snapshot()

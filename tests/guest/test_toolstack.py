@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from toolstack_rig import TIMEOUT_S, Toolstack, is_running, until
 
+from tests.gdb_client import Client
 from xenpy.exitcodes import ExitCode
 from xenpy.toolstack import lifecycle
 
@@ -396,3 +397,29 @@ def test_what_cannot_be_traced(tools: Toolstack, arguments: list[str], code: int
         _, err = refused.communicate(timeout=TIMEOUT_S)
     assert refused.returncode == code, err
     assert b"Traceback" not in err
+
+
+def test_a_debugger_starts_a_domain_and_comes_to_one_that_runs(tools: Toolstack) -> None:
+    done = tools.xl("create", "-q", "--gdb", "0", *tools.settings("one"))
+    assert done.code == 0, done.err
+    address = done.err.partition("target remote ")[2].strip()
+    with Client(address) as gdb:
+        assert gdb.ask("?") == "T05thread:1;"
+        assert gdb.ask("D") == "OK"
+    with tools.popen("gdb", "one", program="xenpy") as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out.decode().strip()) == (0, address), err
+    with Client(address) as gdb:
+        assert gdb.ask("?") == "T02thread:1;"
+        gdb.send("k")
+    until(lambda: "one" not in tools.listed(), "end of the domain")
+
+
+def test_a_run_that_waits_for_a_debugger(tools: Toolstack) -> None:
+    with tools.popen("run", "--gdb", "0", *tools.settings("one"), program="xenpy") as process:
+        assert process.stderr is not None
+        line = process.stderr.readline().decode()
+        with Client(line.partition("target remote ")[2].strip()) as gdb:
+            assert gdb.ask("?") == "T05thread:1;"
+            gdb.send("k")
+        assert process.wait(timeout=TIMEOUT_S) == ExitCode.INTERRUPTED

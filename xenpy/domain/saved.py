@@ -126,6 +126,8 @@ def save_common(
 
     Under the host's lock. Raises HostError for what cannot be saved.
     """
+    if domain.debugger is not None:
+        raise HostError(f"{domain.name} cannot be saved while a debugger has it: its breakpoints would stay")
     try:
         return DomainState(
             domid=domain.domid,
