@@ -86,6 +86,10 @@ class PvhDomain(Domain):
             )
             if not self.kvm_xen:
                 apply(self.memory, find_hypercall_sites(kernel), HYPERCALL_PORT, moved=start.load_offset)
+            self.image = [
+                (segment.vaddr, segment.paddr + start.load_offset, segment.memsz) for segment in kernel.elf.loadable
+            ]
+            """Where the kernel has been loaded: (the address it was linked for, gpa, size)."""
         self.entry, self.start_info, self.e820 = start.entry_eip, start.start_info_gpa, start.memory_map
         self.store_gfn, self.console_gfn = XENSTORE_GFN, CONSOLE_GFN
         values = self.hvm_params.values

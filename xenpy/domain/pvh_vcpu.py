@@ -185,6 +185,14 @@ class PvhVcpu(Vcpu):
         sregs = self.kvm.sregs
         return paging.translate(self.domain.memory, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, gva, write=write)
 
+    def translate_any(self, gva: int, *, write: bool = False) -> int:
+        """Return the gpa behind an address; before paging is on, behind that for which the kernel was linked. Raises XenError(EFAULT)."""
+        if not self.kvm.sregs.cr0 & paging.CR0_PG:
+            for first, gpa, size in self.domain.image:
+                if first <= gva < first + size:
+                    return gpa + gva - first
+        return self.translate(gva, write=write)
+
     @property
     def is_up(self) -> bool:
         """Tell whether the vCPU is online: started by the toolstack, by VCPUOP_up, or by INIT and SIPI.

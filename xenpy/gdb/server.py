@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Final
 
+from xenpy.domain.ending import End
 from xenpy.errors import HostError
+from xenpy.exitcodes import ExitCode
 from xenpy.gdb.packets import Oversized
 from xenpy.gdb.session import Gone, Session, Stop
 from xenpy.gdb.target import DomainTarget
@@ -82,7 +84,9 @@ class GdbServer:
 
     def _on_end(self) -> None:
         if self._connection is not None:
-            self._connection.ended()
+            ending = self._domain.ending
+            well = ending is not None and ending.kind is End.POWEROFF
+            self._connection.ended(ExitCode.POWEROFF if well else ExitCode.FAILURE)
 
     def forget(self, connection: _Connection, *, released: bool) -> None:
         """Take note that a debugger has gone; unless it has `released` the domain, that is done now."""
@@ -131,9 +135,9 @@ class _Connection:
         if not self._begun:
             self.begin()
 
-    def ended(self) -> None:
+    def ended(self, code: int) -> None:
         """Pass on that the domain has ended, and hang up."""
-        self._session.ended(0)
+        self._session.ended(code)
         self.close(released=False)
 
     def _on_readable(self) -> None:
