@@ -1,6 +1,6 @@
 """A debugger's hold on a domain: stopping all vCPUs, letting some go on, breakpoints in guest memory.
 
-Breakpoints are instructions of one byte, INT3 where that can be, written past the page tables, so that read-only text takes them. An INT3
+Breakpoints are instructions of one byte, INT3 or OUT, written past the page tables, so that read-only text takes them. An INT3
 that the guest itself has executed is the guest's. While a debugger keeps the domain from running its time stands still, too.
 """
 
@@ -55,8 +55,8 @@ class Debugger:
         self._looks = False
         self._breakpoints: dict[int, tuple[int, int]] = {}
         """gva -> (gpa, how often it was set)"""
-        self._patches: dict[int, bytes] = {}
-        """gpa -> the byte that belongs there"""
+        self._patches: dict[int, tuple[bytes, bytes]] = {}
+        """gpa -> the byte that belongs there, and that which stops the guest"""
 
     def attach(self) -> None:
         """Take hold of the domain, which goes on meanwhile. Raises HostError if another debugger has it."""
@@ -134,8 +134,8 @@ class Debugger:
 
     def release(self) -> None:
         """Take all breakpoints away and let the domain go on by itself. While it stands still, or has ended."""
-        for gpa, byte in self._patches.items():
-            self._restore(gpa, byte)
+        for gpa, patch in self._patches.items():
+            self._restore(gpa, *patch)
         self._patches.clear()
         self._breakpoints.clear()
         if self.domain.debugger is not self:
@@ -176,7 +176,7 @@ class Debugger:
         try:
             for gpa, step in self._pieces(vcpu, gva, size):
                 piece = bytearray(self.domain.memory.read(gpa, step))
-                for at, byte in self._patches.items():
+                for at, (byte, _) in self._patches.items():
                     if gpa <= at < gpa + step:
                         piece[at - gpa : at - gpa + 1] = byte
                 data += piece
@@ -194,8 +194,9 @@ class Debugger:
         for gpa, step in pieces:
             self.domain.memory.write(gpa, rest[:step])
             for at in [at for at in self._patches if gpa <= at < gpa + step]:
-                self._patches[at] = bytes(rest[at - gpa : at - gpa + 1])
-                self.domain.memory.write(at, self.domain.breakpoint)
+                stop = self._patches[at][1]
+                self._patches[at] = bytes(rest[at - gpa : at - gpa + 1]), stop
+                self.domain.memory.write(at, stop)
             rest = rest[step:]
 
     def set_breakpoint(self, vcpu: Vcpu, gva: int) -> None:
@@ -207,8 +208,9 @@ class Debugger:
         gpa = self._translate(vcpu, gva)
         self.domain.check_writable(gpa)
         if gpa not in self._patches:
-            self._patches[gpa] = self.domain.memory.read(gpa, 1)
-            self.domain.memory.write(gpa, self.domain.breakpoint)
+            stop = vcpu.breakpoint_at(gva)
+            self._patches[gpa] = self.domain.memory.read(gpa, 1), stop
+            self.domain.memory.write(gpa, stop)
         self._breakpoints[gva] = gpa, 1
 
     def clear_breakpoint(self, gva: int) -> None:
@@ -221,11 +223,11 @@ class Debugger:
             return
         del self._breakpoints[gva]
         if all(other != gpa for other, _ in self._breakpoints.values()):
-            self._restore(gpa, self._patches.pop(gpa))
+            self._restore(gpa, *self._patches.pop(gpa))
 
-    def _restore(self, gpa: int, byte: bytes) -> None:
+    def _restore(self, gpa: int, byte: bytes, stop: bytes) -> None:
         with suppress(XenError):  # the guest gave the page away
-            if self.domain.memory.read(gpa, 1) == self.domain.breakpoint:  # else it has written something else there
+            if self.domain.memory.read(gpa, 1) == stop:  # else it has written something else there
                 self.domain.memory.write(gpa, byte)
 
     def owns(self, vcpu: Vcpu, gva: int) -> bool:
@@ -241,5 +243,5 @@ class Debugger:
             return False
         # The guest has copied the page, our breakpoint with it.
         with self._lock:
-            self._restore(gpa, self._patches[known[0]])
+            self._restore(gpa, *self._patches[known[0]])
         return True

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
 from xenpy.abi.event_channel import DOMID_SELF
-from xenpy.domain.debugging import INT3
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.timekeeping import Timekeeper
 from xenpy.domain.watchdogs import Watchdogs
@@ -177,11 +176,6 @@ class Domain(ABC):
     def stands(self) -> bool:
         """Tell whether vCPUs are kept from running: by a pause, or by a debugger."""
         return self.paused or (self.debugger is not None and self.debugger.holds)
-
-    @property
-    def breakpoint(self) -> bytes:
-        """Return the instruction, of one byte, that a debugger puts where the guest is to stop."""
-        return INT3
 
     def describe_pfn(self, pfn: int) -> str:
         """Say what is behind a frame of the guest's own counting."""

@@ -5,12 +5,10 @@ Ref: xen-doc misc/pvh.pandoc
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from xenpy.builder.patch import apply, find_hypercall_sites
 from xenpy.domain import cpuid
-from xenpy.domain.debugging import INT3, OUT_DX
 from xenpy.domain.domain import Domain
 from xenpy.domain.ending import SHUTDOWN_ENDS, End
 from xenpy.domain.hvm_context import make_first, pvh_entry
@@ -100,21 +98,6 @@ class PvhDomain(Domain):
         """Tell the guest the event channels of its xenstore and console rings."""
         self.hvm_params.values[HVM_PARAM.STORE_EVTCHN] = store
         self.hvm_params.values[HVM_PARAM.CONSOLE_EVTCHN] = console
-
-    @property
-    def breakpoint(self) -> bytes:
-        """Return the instruction that a debugger puts where the guest is to stop.
-
-        A KVM that interprets ring 0 does not know INT3; any OUT leaves the guest as well, in ring 0 only.
-        """
-        return OUT_DX if self._interprets_ring0 else INT3
-
-    @cached_property
-    def _interprets_ring0(self) -> bool:
-        try:
-            return self.host.pv_traits().ring3_entry  # what such hosts do, too
-        except HostError:
-            return False
 
     def unsupported_hint(self) -> str:
         """Return what to add to the report of an instruction KVM cannot emulate."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
-from xenpy.domain.debugging import OUT_DX, Trap
+from xenpy.domain.debugging import INT3, OUT_DX, Trap
 from xenpy.domain.hvm_context import StartState, load
 from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
 from xenpy.domain.vcpu import DEBUG_PORT, HYPERCALL_PORT, Vcpu
@@ -38,6 +38,7 @@ _PORT_READS: Final = {DEBUG_PORT: b"\xe9", PIT_PORT: b"\0"}
 _ARGS_32: Final = ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
 _MASK32: Final = 0xFFFF_FFFF
 _DB, _BP = 1, 3
+_UPPER_HALF: Final = 1 << 63
 _DEBUGGED: Final = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP
 
 
@@ -73,10 +74,19 @@ class PvhVcpu(Vcpu):
         self.kvm.set_guest_debug(0)
         self._steps = False
 
+    def breakpoint_at(self, gva: int) -> bytes:
+        """Return the instruction that a debugger puts at an address where the guest is to stop.
+
+        In ring 0 any OUT leaves the guest, on every host. Not so INT3: who interprets ring 0 does not know it, and QEMU's emulation of SVM
+        keeps it in the guest.
+        """
+        small = not self.kvm.sregs.ss.dpl and self.kvm.regs.rip < _UPPER_HALF  # a kernel that is not in the upper half
+        return OUT_DX if gva >= _UPPER_HALF or small else INT3
+
     def _at_breakpoint(self, debugger: Debugger) -> bool:
         """Stop if the instruction that left the guest by a port is a breakpoint; tell whether it was."""
         io, regs = self.kvm.run.io, self.kvm.regs
-        if self.domain.breakpoint != OUT_DX or io.direction != KVM_EXIT_IO_OUT or io.size != 1 or io.count != 1:
+        if io.direction != KVM_EXIT_IO_OUT or io.size != 1 or io.count != 1:
             return False
         self.kvm.complete()  # some hosts go on to the next instruction before they tell us, and some when we are back
         gva = int(regs.rip) - 1

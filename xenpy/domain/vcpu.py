@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
 from xenpy.domain import areas
+from xenpy.domain.debugging import INT3
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.runstate import Runstate, ThreadRunstate
 from xenpy.hypercalls.call import Call
@@ -104,6 +105,11 @@ class Vcpu(ABC):
     def segments(self) -> tuple[int, int]:
         """Return the guest's CS and SS."""
         return self.kvm.sregs.cs.selector, self.kvm.sregs.ss.selector
+
+    def breakpoint_at(self, gva: int) -> bytes:
+        """Return the instruction, of one byte, that a debugger puts at an address where the guest is to stop."""
+        del gva
+        return INT3
 
     @abstractmethod
     def arm(self, *, step: bool) -> None:
