@@ -9,18 +9,21 @@ import pytest
 from harness import MODES, PV_MODES, PvRuns, Runs
 
 
-def _why_not() -> str | None:
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+def _why_not(*, emulated: bool) -> str | None:
+    if not emulated and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "no usable /dev/kvm"
     return build.missing()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if build.HERE in item.path.parents]
-    reason = _why_not() if here else None
+    reasons = {emulated: _why_not(emulated=emulated) for emulated in (False, True)} if here else {}
     for item in here:
+        emulated = item.get_closest_marker("emulated") is not None
+        reason = reasons[emulated]
         item.add_marker(pytest.mark.guest)
-        item.add_marker(pytest.mark.kvm)
+        if not emulated:
+            item.add_marker(pytest.mark.kvm)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
 

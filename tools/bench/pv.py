@@ -11,8 +11,9 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Final
 
+import tiny_pv
 from report import Row
-from watch import BenchError, environment, xenpy_command
+from watch import BenchError, environment, watch, xenpy_command
 
 from xenpy.guests import provide
 from xenpy.initramfs import make_initramfs
@@ -25,20 +26,49 @@ GOAL_INIT_S: Final = 1.5
 _FORKS: Final = 100
 _CALLS: Final = 10_000
 _PAGES: Final = 4096
+_ROUNDS: Final = 2000
+_COUNTS: Final = _FORKS, _CALLS, _PAGES, _ROUNDS
+_HYPERCALLS: Final = 2_000_000
 _MARK: Final = "bench:"
 _INIT: Final = b"Run /init"
 _TIMEOUT_S: Final = 300
 
-_COMMAND: Final = f"""
+
+def command(forks: int, calls: int, pages: int, rounds: int) -> str:
+    """Return what a guest does between marks: so many processes, system calls times two, new pages, and rounds between two processes."""
+    return f"""
 now() {{ read up rest < /proc/uptime; echo $up; }}
 echo {_MARK} idle $(now) $(now)
-start=$(now); i=0; while [ $i -lt {_FORKS} ]; do /bin/busybox true; i=$((i+1)); done; echo {_MARK} fork $start $(now)
-start=$(now); dd if=/dev/zero of=/dev/null bs=1 count={_CALLS} 2>/dev/null; echo {_MARK} call $start $(now)
-start=$(now); dd if=/dev/zero of=/dev/null bs={_PAGES}k count=4 2>/dev/null; echo {_MARK} fault $start $(now)
+start=$(now); i=0; while [ $i -lt {forks} ]; do /bin/busybox true; i=$((i+1)); done; echo {_MARK} fork $start $(now)
+start=$(now); dd if=/dev/zero of=/dev/null bs=1 count={calls} 2>/dev/null; echo {_MARK} call $start $(now)
+start=$(now); dd if=/dev/zero of=/dev/null bs={pages}k count=4 2>/dev/null; echo {_MARK} fault $start $(now)
+mkfifo /tmp/to /tmp/fro
+while read word; do echo $word; done </tmp/to >/tmp/fro &
+exec 3>/tmp/to 4</tmp/fro
+start=$(now); i=0; while [ $i -lt {rounds} ]; do echo x >&3; read word <&4; i=$((i+1)); done; echo {_MARK} round $start $(now)
+exec 3>&- 4<&-
 """
 
 
-def _run(config: Path) -> tuple[float, float, dict[str, float]]:
+def loop_rows(label: str, loops: dict[str, float], forks: int, calls: int, pages: int, rounds: int) -> list[Row]:
+    """Return what the loops of `command` tell, in seconds by their names, as rows."""
+    return [
+        Row("pv", f"{label}: fork, exec and wait", "ms", loops["fork"] * 1000 / forks),
+        Row("pv", f"{label}: system call", "us", loops["call"] * 1e6 / (2 * calls)),
+        Row("pv", f"{label}: page fault of a new page", "us", loops["fault"] * 1e6 / pages),
+        Row("pv", f"{label}: to another process and back", "us", loops["round"] * 1e6 / rounds),
+    ]
+
+
+def hypercall_row(directory: Path) -> Row:
+    """Return what a call of XENVER_version costs, which never leaves the guest."""
+    config = tiny_pv.write_guest(directory, _HYPERCALLS)
+    seen = watch(xenpy_command("-v", "run", str(config)), timeout=_TIMEOUT_S)
+    seconds = seen.at(tiny_pv.LAST_MARK)[0] - seen.at(tiny_pv.FIRST_MARK)[0]
+    return Row("pv", "hypercall within the guest", "ns", seconds * 1e9 / _HYPERCALLS)
+
+
+def run(config: Path) -> tuple[float, float, dict[str, float]]:
     """Return the seconds from process start to init and to the end, and those of each loop."""
     started = time.monotonic()
     process = subprocess.Popen(
@@ -60,17 +90,17 @@ def _run(config: Path) -> tuple[float, float, dict[str, float]]:
 
 def measure(directory: Path, runs: int) -> list[Row]:
     """Return the rows of this measurement."""
-    rows = []
+    rows = [hypercall_row(directory)]
     for name in KERNELS:
         images = provide(name)
-        ramdisk = make_initramfs(command=_COMMAND, ending="poweroff", images=images)
+        ramdisk = make_initramfs(command=command(*_COUNTS), ending="poweroff", images=images)
         for extra in ("", " noreplace-smp"):
             config = directory / "pv.cfg"
             config.write_text(
                 f'name="bench"\ntype="pv"\nmemory=256\nkernel="{images.kernel}"\nramdisk="{ramdisk}"\n'
                 f'cmdline="console=hvc0{extra}"\n'
             )
-            results = [_run(config) for _ in range(runs)]
+            results = [run(config) for _ in range(runs)]
             label = f"{name}{extra}"
             init = statistics.median(result[0] for result in results)
             rows.append(Row("pv", f"{label}: start to init", "s", init, goal=GOAL_INIT_S))
@@ -78,7 +108,5 @@ def measure(directory: Path, runs: int) -> list[Row]:
                 Row("pv", f"{label}: start to power-off", "s", statistics.median(result[1] for result in results))
             )
         loops = {key: statistics.median(result[2][key] for result in results) for key in results[0][2]}
-        rows.append(Row("pv", f"{name}: fork, exec and wait", "ms", loops["fork"] * 1000 / _FORKS))
-        rows.append(Row("pv", f"{name}: system call", "us", loops["call"] * 1e6 / (2 * _CALLS)))
-        rows.append(Row("pv", f"{name}: page fault of a new page", "us", loops["fault"] * 1e6 / _PAGES))
+        rows += loop_rows(name, loops, *_COUNTS)
     return rows
