@@ -68,7 +68,7 @@ class PvVcpu(Faults, Contexts):
         """Whether the guest must go on before anything is changed. In-guest code may hold a frame that others wait for, with the lock."""
         self._kicked = False
         self._kicked_at = 0
-        """The monotonic time at which a kick made the guest stop, in nanoseconds; 0 when it goes on."""
+        """How much the thread had run when a kick made the guest stop, in nanoseconds; 0 when it goes on."""
         self._flush = False
         self._invlpg: int | None = None
         self._writes: list[int] = []
@@ -104,7 +104,7 @@ class PvVcpu(Faults, Contexts):
                 self.deliver()
                 self._prepare()
                 if self._kicked_at:
-                    self._timer_cost_ns = _TICK_EXITS * (time.monotonic_ns() - self._kicked_at)
+                    self._timer_cost_ns = _TICK_EXITS * (time.thread_time_ns() - self._kicked_at)
                     self._kicked_at = 0
             elif self._kicked or self.flush_wanted:
                 self._retry_soon()  # or nothing would make the guest stop again for what the kick was for
@@ -229,6 +229,7 @@ class PvVcpu(Faults, Contexts):
                 kvm.clear_kick()
                 self._kicked = True
             if reason != Exit.IO:
+                self._in_guest = False  # nobody is to wait for us with the lock
                 self._on_unknown(reason)
                 raise DomainDying
         kvm.run.immediate_exit = 1
@@ -240,7 +241,7 @@ class PvVcpu(Faults, Contexts):
 
     def _on_kick(self) -> None:
         """Find out where the guest was interrupted: within the shim it must first go on."""
-        self._kicked_at = time.monotonic_ns()
+        self._kicked_at = time.thread_time_ns()
         kvm = self.kvm
         sregs, rip = kvm.sregs, kvm.regs.rip
         if sregs.ss.dpl == 0 or self.domain.shim.has(rip):
