@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("qemu-nbd"), reason="qemu-nbd is not installed (qemu-utils)"),
 ]
 
-KILLS = int(os.environ.get("XENPY_TEST_KILLS", "100"))
+KILLS = int(os.environ.get("XENPY_TEST_KILLS", "60"))
 """At least, all processes taken together."""
 MIB = 1 << 20
 SIZE = 8 * MIB

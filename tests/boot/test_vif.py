@@ -26,7 +26,7 @@ KERNEL = "debian-6.12-cloud"
 PORT = 8080
 SIZE = 2 << 20
 MSS = 1460
-BOOT_TIMEOUT = 120
+BOOT_TIMEOUT = 240
 LEASE = b"""#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add "$ip/$mask" dev "$interface"
