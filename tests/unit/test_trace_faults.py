@@ -40,8 +40,9 @@ class FakeDevices:
         self.asked.append("kill")
         return True
 
-    def _trouble(self, ask: Any) -> None:
+    def _trouble(self, ask: Any) -> bool:
         self.ask = ask
+        return True
 
     def names(self) -> list[tuple[str, int]]:
         return [("vbd", 51712), ("vif", 0)]

@@ -11,7 +11,11 @@ import click
 from xenpy import log
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from xenpy.config import DomainConfig
+    from xenpy.devices.registry import DeviceOptions
+    from xenpy.testing.faults.rules import Rule
     from xenpy.testing.trace import Sink
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -134,10 +138,19 @@ def strace(
 
     session = Session(sinks, only, rules, InGuestCalls(in_guest))
     try:
-        code = Runner(domain, timeout_s=timeout_s, observer=session).run()
+        code = Runner(domain, timeout_s=timeout_s, observer=session, options=_options(rules)).run()
     finally:
         session.close()
     ctx.exit(code)
+
+
+def _options(rules: Sequence[Rule]) -> DeviceOptions:
+    """Return how to serve devices whose requests may be struck: not by processes of their own, which cannot ask."""
+    from xenpy.devices.registry import DeviceOptions
+    from xenpy.testing.trace.record import Kind
+
+    alone = not any(rule.kind is Kind.REQUEST for rule in rules)
+    return DeviceOptions(isolated_disks=alone, isolated_nets=alone)
 
 
 def _load(config_file: Path, overrides: tuple[str, ...], guest_type: str | None) -> DomainConfig:

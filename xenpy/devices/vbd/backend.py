@@ -130,8 +130,8 @@ class VbdBackend(Backend):
             self.connection.set_ask(self._ask)
         self.connection.start()
 
-    def trouble(self, ask: Ask | None) -> None:
-        """Have somebody asked what goes wrong with each request, or nobody; from any thread.
+    def trouble(self, ask: Ask | None) -> bool:
+        """Have somebody asked what goes wrong with each request, or nobody; return that this can be. From any thread.
 
         A process cannot ask: the disk is served in threads from then on, until it is connected anew, taking over the rings as they are.
         """
@@ -143,6 +143,7 @@ class VbdBackend(Backend):
                 connection, self.connection = self.connection, None
                 self._moving = True
                 connection.stop(self._moved)
+        return True
 
     def kill(self) -> bool:
         """Kill the process that serves the disk, or that has its image; another one takes over. Tell whether there is one."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config.vif import VifConfig
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vif.services import VifServices
     from xenpy.devices.vif.station import Listener, Station
     from xenpy.pv.xenstore.client import LocalWatch
@@ -165,6 +166,19 @@ class Vif(Backend):
         with self.lock:
             self._blocked = blocked
             self._apply()
+
+    def kill(self) -> bool:
+        """Kill the process that moves the frames; another one takes over. Tell whether there is one. From any thread."""
+        with self.lock:
+            return self.station.kill()
+
+    def trouble(self, ask: Ask | None) -> bool:
+        """Have somebody asked what goes wrong with each frame, or nobody; tell whether that can be. From any thread.
+
+        A process cannot ask.
+        """
+        with self.lock:
+            return self.station.trouble(ask)
 
     def _apply(self) -> None:
         self.station.set(is_open=self.is_up and not self._blocked, filtering=self._filtering)

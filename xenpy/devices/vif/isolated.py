@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from xenpy.config.vif import VifConfig
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vif.flow import Steering
     from xenpy.devices.vif.link import Link
     from xenpy.devices.vif.passt import Passt
@@ -211,6 +212,17 @@ class Isolated:
             self._groups = note["groups"]
         if "lost" in note:
             self._services.call_soon(self.outlet.lost)
+
+    def trouble(self, ask: Ask | None) -> bool:
+        """Refuse: a process cannot ask."""
+        return ask is None
+
+    def kill(self) -> bool:
+        """Kill the process that moves the frames; another one takes over. Tell whether there is one."""
+        process = self.keeper.process if self.keeper is not None else None
+        if process is not None:
+            process.kill()
+        return process is not None
 
     def in_loop(self) -> Station:
         """Return what moves the frames in the host's loop."""

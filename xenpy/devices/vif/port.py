@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xenpy.devices.vif.credit import Credit
 from xenpy.devices.vif.offload import adapt
+from xenpy.devices.vif.troubles import Troubles
 from xenpy.errors import FrontendError, XenError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from xenpy.config.vif import VifRate
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vif.connection import Connection
     from xenpy.devices.vif.frame import Frame
     from xenpy.devices.vif.link import Link
@@ -50,6 +52,7 @@ class Port:
         self.connection: Connection | None = None
         self.is_open = True
         """Whether frames pass; otherwise they are lost."""
+        self.troubles: Troubles | None = None
         self._credit = Credit(rate, time.monotonic()) if rate else None
         self._credit_due: Deadline | None = None
         self._due = False  # a call of `serve` is on its way
@@ -107,12 +110,27 @@ class Port:
     def _send(self, frames: Sequence[Frame]) -> None:
         if not self.is_open:
             return
+        self._pass_on(frames if self.troubles is None else self.troubles.sent(frames))
+
+    def _pass_on(self, frames: Sequence[Frame]) -> None:
         offloads = self.link.offloads
         ready = [adapted for frame in frames for adapted in adapt(frame, offloads)]
         self.link.send(ready)
 
+    def trouble(self, ask: Ask | None) -> None:
+        """Have somebody asked what goes wrong with each frame, or nobody; under the lock."""
+        if self.troubles is not None:
+            self.troubles.end()
+        self.troubles = None if ask is None else Troubles(ask, self._loop, self.lock, self._pass_on, self._hand_over)
+
     def deliver(self, frames: Sequence[Frame]) -> int:
         """Give the guest frames; return how many of them, from the first on, need not be offered again."""
+        if self.troubles is not None:
+            self._hand_over(self.troubles.received(frames))
+            return len(frames)
+        return self._hand_over(frames)
+
+    def _hand_over(self, frames: Sequence[Frame]) -> int:
         if self.connection is None or not self.is_open:
             return len(frames)
         try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.config.vif import VifConfig
+    from xenpy.devices.trouble import Ask
     from xenpy.devices.vif.flow import Steering
     from xenpy.devices.vif.link import Link
     from xenpy.devices.vif.plan import Plan, QueuePlace
@@ -48,6 +49,12 @@ class Station(Protocol):
 
     def steer(self) -> None:
         """Take note of what the guest has changed about the steering that came with `connect`."""
+
+    def trouble(self, ask: Ask | None) -> bool:
+        """Have somebody asked what goes wrong with each frame, or nobody; tell whether that can be."""
+
+    def kill(self) -> bool:
+        """Kill the process that moves the frames; tell whether there is one."""
 
     def in_loop(self) -> Station:
         """Return what takes this one's place and moves the frames in the host's loop. While nothing is connected."""
@@ -137,6 +144,15 @@ class InLoop:
 
     def steer(self) -> None:
         """Do nothing: the steering is the same object."""
+
+    def trouble(self, ask: Ask | None) -> bool:
+        """Have somebody asked what goes wrong with each frame, or nobody."""
+        self.port.trouble(ask)
+        return True
+
+    def kill(self) -> bool:
+        """Do nothing: there is no process."""
+        return False
 
     def close(self) -> None:
         """Close the link."""

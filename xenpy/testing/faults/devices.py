@@ -59,10 +59,29 @@ def check(guest: Guest, rule: Rule) -> None:
         if rule.kind is Kind.REQUEST and not _NAMED.fullmatch(device):
             continue  # a pattern, or all
         backend = find(guest.devices, device)
-        if rule.kind is Kind.REQUEST and not hasattr(backend, "trouble"):
-            raise ConfigError(f"--fault {rule.text}: there are no faults of {device}'s requests, only of disks'")
+        if rule.kind is Kind.REQUEST:
+            _check_requests(rule, device, backend)
         if rule.action in (Action.DOWN, Action.UP) and not hasattr(backend, "set_carrier"):
             raise ConfigError(f"--fault {rule.text}: {name} has no cable; network interfaces have")
+
+
+def _check_requests(rule: Rule, device: str, backend: Any) -> None:
+    if not hasattr(backend, "trouble"):
+        raise ConfigError(
+            f"--fault {rule.text}: there are no faults of {device}'s requests, only of disks' and interfaces'"
+        )
+    if device.startswith("vif/") and rule.action is Action.ERROR:
+        raise ConfigError(f"--fault {rule.text}: frames do not fail; drop loses them")
+    if not backend.trouble(_nothing):
+        raise ConfigError(
+            f"--fault {rule.text}: a process of its own moves the frames of {device}; what `xenpy strace` starts with such a rule,"
+            " or has isolated_nets=False or a switch behind it, has none"
+        )
+    backend.trouble(None)
+
+
+def _nothing(_request: str) -> None:
+    """Have nothing go wrong."""
 
 
 def strike(guest: Guest, rule: Rule) -> None:

@@ -155,8 +155,7 @@ class Injector:
         if Kind.REQUEST in self._kinds:
             for kind, devid in guest.devices.names():
                 backend: Any = guest.devices.find(kind, devid)
-                if hasattr(backend, "trouble"):
-                    backend.trouble(devices.make_ask(f"{kind}/{devid}", self._struck))
+                if hasattr(backend, "trouble") and backend.trouble(devices.make_ask(f"{kind}/{devid}", self._struck)):
                     self._troubled.append(backend)
         for rule in self._rules:
             if rule.kind in TIMED:
