@@ -22,7 +22,7 @@ from unittest.mock import Mock
 import xenpy
 from xenpy.distributions import provide_distribution
 
-TIMEOUT_S = 600
+TIMEOUT_S = 1800
 FETCHED_SIZE = 3_000_000
 GUEST_PORT = 4711
 GREETING = "greetings from the guest"

@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).with_name("distribution.py")
 NETWORK = ["address 10.0.2.15/24", "fetched True", "reached True"]
 BOOTED = ["login", "root /dev/xvda ext4"]
 END = ["ended POWEROFF", "left alone True"]
-TIMEOUT_S = 1500
+TIMEOUT_S = 3600
 slow = pytest.mark.skipif(not os.environ.get("XENPY_TEST_SLOW"), reason="takes many minutes: XENPY_TEST_SLOW=1 runs it")
 
 
