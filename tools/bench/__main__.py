@@ -21,6 +21,7 @@ GROUPS: Final = {
     "fork": "forks of a PV Linux: to the first entry, memory, fifty at once",
     "pv": "PV Linux on this /dev/kvm: to init and power-off, and costs inside",
     "pv_emulated": "PV Linux beside PVH on the emulated host: to init and power-off, and costs inside (minutes)",
+    "strace": "a PV boot traced against one untraced",
     "boot": "PVH Linux to init and to power-off against QEMU, on the emulated host (minutes)",
 }
 
