@@ -1,0 +1,200 @@
+"""Top-level page tables that in-guest code changes between by itself, and flushes of the TLB: mmuext_op's."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xenpy.asm import mem
+from xenpy.asm.registers import (
+    eax,
+    ecx,
+    r8,
+    r9,
+    r10,
+    r11,
+    rax,
+    rbx,
+    rcx,
+    rdi,
+    rdx,
+    rsi,
+)
+from xenpy.pv.mmu import layout as frames
+from xenpy.pv.mmu.entries import ENTRIES
+from xenpy.pv.mmu.layout import FrameType
+from xenpy.shim.calls import REF_LIMIT_BIT, TABLE_BITS, Calls
+from xenpy.shim.layout import State
+
+NEW_BASEPTR, NEW_USER_BASEPTR = 5, 15
+_TLB_FLUSH_LOCAL, _INVLPG_LOCAL, _TLB_FLUSH_MULTI, _INVLPG_MULTI = 6, 7, 8, 9
+_TURNS: Final = 16
+"""So often in a row must a kernel have gone back to the base before before that is expected of it."""
+
+
+class BaseSwitches(Calls):
+    """Emits `one_op`, which carries out an operation of mmuext_op, and `flush`, which does what that has put off."""
+
+    def _new_base(self) -> None:
+        """Emit `one_op`: carry out one mmuext_op of EAX (command) and R8 (argument); CF tells that nothing was done."""
+        a = self.a
+        a.label("one_op")
+        a.cmp(eax, NEW_BASEPTR)
+        a.jz("new_base")
+        a.cmp(eax, NEW_USER_BASEPTR)
+        a.jz("new_user_base")
+        a.cmp(eax, _TLB_FLUSH_LOCAL)
+        a.jz("load_later")
+        a.cmp(eax, _INVLPG_LOCAL)
+        a.jz("invlpg_later")
+        if self.guest.vcpus == 1:  # whatever the mask, it is this one
+            a.cmp(eax, _TLB_FLUSH_MULTI)
+            a.jz("load_later")
+            a.cmp(eax, _INVLPG_MULTI)
+            a.jz("invlpg_later")
+        a.jmp("fail")
+        a.label("invlpg_later")
+        a.test(r11, r11)
+        a.jnz("load_later")
+        a.mov(rbx, r8)
+        a.mov(r11, 2)
+        a.clc()
+        a.ret()
+        a.label("load_later")
+        a.mov(r11, 1)
+        a.clc()
+        a.ret()
+
+        a.label("new_user_base")
+        a.lea(r9, self.state(State.USER_CR3))
+        a.mov(r10, 0)
+        a.test(r8, r8)
+        a.jnz("take_user_base")
+        a.call("drop_base")  # none: kernel threads have no user mode
+        a.jc("fail")
+        a.mov(mem(r9), 0, size=8)
+        a.clc()
+        a.ret()
+        a.label("take_user_base")
+        a.call("take_base")
+        a.jc("fail")
+        a.mov(mem(r9), r8)
+        a.clc()
+        a.ret()
+        a.label("new_base")
+        a.lea(r9, self.state(State.KERNEL_CR3))
+        a.mov(r10, frames.KERNEL_ROLE)
+        a.call("take_base")
+        a.jc("fail")
+        a.mov(rax, mem(r9))
+        a.mov(mem(r9), r8)
+        if self.guest.vcpus == 1 and self.guest.ring3:
+            self._keep_loaded()
+        a.jmp("load_later")
+
+        # Exchange a vCPU's reference to the table in [R9] for one to mfn R8, whose role must be R10; R8 becomes a CR3.
+        a.label("take_base")
+        a.shl(r8, 12)
+        a.cmp(r8, mem(r9))
+        a.jz("base_taken")
+        self._frame_word(rsi, r8, "fail")
+        a.call("check_drop")
+        a.jc("fail")
+        a.mov(rax, mem(rsi))
+        a.label("base_again")
+        a.mov(rcx, rax)
+        a.mov(rdx, TABLE_BITS | frames.KERNEL_ROLE | frames.LOCKED | 1 << REF_LIMIT_BIT)
+        a.and_(rcx, rdx)
+        a.mov(rdx, FrameType.L4 << frames.TYPE_SHIFT | frames.VALIDATED | frames.OWNED)
+        a.or_(rdx, r10)
+        a.cmp(rcx, rdx)
+        a.jnz("fail")
+        a.test(eax, frames.COUNT_MASK)
+        a.jz("fail")
+        a.mov(rcx, frames.ONE_TYPED)
+        a.add(rcx, rax)
+        a.lock.cmpxchg(mem(rsi), rcx)
+        a.jnz("base_again")
+        a.jmp("drop_checked")
+
+        # Give back the reference to the table in [R9], if there is one.
+        a.label("drop_base")
+        a.call("check_drop")
+        a.jc("fail")
+        a.label("drop_checked")
+        a.test(rdi, rdi)
+        a.jz("base_taken")
+        a.mov(rax, mem(rdi))
+        a.label("base_drop")
+        a.mov(rcx, frames.ONE_TYPED)
+        a.mov(rdx, rax)
+        a.sub(rdx, rcx)
+        a.lock.cmpxchg(mem(rdi), rdx)
+        a.jnz("base_drop")
+        a.label("base_taken")
+        a.clc()
+        a.ret()
+
+        # Have RDI point to the word of the table in [R9], 0 for none; CF if it would end with this reference, which is for us to do.
+        a.label("check_drop")
+        a.mov(rdi, mem(r9))
+        a.test(rdi, rdi)
+        a.jz("base_taken")
+        a.mov(rdx, rdi)
+        self._frame_word(rdi, rdx, "fail")
+        a.mov(rax, mem(rdi))
+        a.and_(eax, frames.COUNT_MASK)
+        a.cmp(eax, 2)
+        a.jb("fail")
+        a.clc()
+        a.ret()
+
+        a.label("flush")
+        a.test(r11, r11)
+        a.jz("flushed")
+        a.cmp(r11, 1)
+        a.jnz("flush_page")
+        self._load_base()
+        a.label("flushed")
+        a.ret()
+        a.label("flush_page")
+        self._flush_page()
+        a.ret()
+
+    def _keep_loaded(self) -> None:
+        """Emit: leave CR3 as it is while a kernel goes to and fro between two bases, where that can make no difference that matters.
+
+        R8 is the new base and RAX the one before. A kernel that changes its own code does so thousands of times by way of a temporary
+        address space, and on hosts where loading CR3 is a trap that is a third of its boot. What the new base maps, the loaded one must
+        map alike; so only an access to what is not mapped tells the difference, and not after we have been called for anything: on our
+        way back the new base is loaded. With one vCPU nobody takes the loaded tables apart meanwhile.
+        """
+        a = self.a
+        a.mov(rcx, self.state(State.BASE_BEFORE))
+        a.mov(self.state(State.BASE_BEFORE), rax)
+        a.inc(self.state(State.BASES_IN_TURN), size=8)
+        a.cmp(rcx, r8)
+        a.jz("base_in_turn")
+        a.mov(self.state(State.BASES_IN_TURN), 0, size=8)
+        a.label("base_in_turn")
+        a.cmp(self.state(State.BASES_IN_TURN), _TURNS, size=8)
+        a.jb("load_later")
+        a.mov(r9, self.state(State.LOADED_CR3))
+        a.test(r9, r9)
+        a.jz("load_later")
+        a.cmp(r8, r9)
+        a.jz("load_later")  # which is for the sake of its TLB entries
+        a.mov(rax, self.guest.direct_va - self.guest.ram_start & (1 << 64) - 1)
+        a.add(r8, rax)
+        a.add(r9, rax)
+        a.mov(ecx, ENTRIES)
+        a.label("compare_entry")
+        a.mov(rax, mem(r8, -8, scale=(rcx, 8)))
+        a.test(rax, rax)
+        a.jz("entry_compared")
+        a.cmp(rax, mem(r9, -8, scale=(rcx, 8)))
+        a.jnz("load_later")
+        a.label("entry_compared")
+        a.dec(ecx)
+        a.jnz("compare_entry")
+        a.clc()
+        a.ret()
