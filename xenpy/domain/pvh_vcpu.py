@@ -66,6 +66,7 @@ class PvhVcpu(Vcpu):
 
     def arm(self, *, step: bool) -> None:
         """Be ready for a debugger's breakpoints, and execute one instruction only if it is to `step`."""
+        self.kvm.store()  # KVM steps from where RIP is for it
         self.kvm.set_guest_debug(_DEBUGGED | (KVM_GUESTDBG_SINGLESTEP if step else 0))
         self._steps = step
 

@@ -87,6 +87,15 @@ class KvmVcpu:
         """Have the next entry load register classes (Sync) from the shared page."""
         self.run.kvm_dirty_regs |= classes
 
+    def store(self) -> None:
+        """Give KVM the registers that are marked as changed now, not at the next entry."""
+        dirty = self.run.kvm_dirty_regs
+        if dirty & Sync.REGS:
+            checked_ioctl(self.fd, request.KVM_SET_REGS, pointer(ffi.addressof(self.regs)), "write registers")
+        if dirty & Sync.SREGS:
+            checked_ioctl(self.fd, request.KVM_SET_SREGS, pointer(ffi.addressof(self.sregs)), "write system registers")
+        self.run.kvm_dirty_regs = dirty & ~(Sync.REGS | Sync.SREGS)
+
     def clear_kick(self) -> None:
         """Forget kicks so far; the next one makes `enter` return, however early it comes."""
         self.run.immediate_exit = 0
