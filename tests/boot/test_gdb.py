@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from xenpy.builder.kernel import load_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.boot,
@@ -159,3 +160,48 @@ def test_the_symbols_of_kernels(name: str) -> None:
     assert by_name["_text"].gva <= by_name["vfs_read"].gva < by_name["_etext"].gva < by_name["start_kernel"].gva
     assert by_name["vfs_read"].type == "T"
     assert [symbol.gva for symbol in found] == sorted(symbol.gva for symbol in found)
+
+
+SUITE = """
+import sys
+import pytest
+sys.path.insert(0, {root!r})
+from tests.gdb_client import Client
+import xenpy
+
+SYMBOLS = {symbols!r}
+
+def test_a_debugger():
+    guest = xenpy.Guest.from_kernel(
+        {kernel!r}, type="pvh", memory=256, vcpus=2, ramdisk={ramdisk!r}, cmdline="console=hvc0 quiet nokaslr", timeout=240
+    )
+    address = guest.gdb()
+    with guest, Client(address) as gdb:
+        gdb.socket.settimeout(240)
+        for name in ("start_kernel", "kernel_init"):
+            assert gdb.ask(f"Z0,{{SYMBOLS[name]:x}},1") == "OK"
+            assert gdb.ask("vCont;c") == "T05thread:1;swbreak:;"
+            assert gdb.registers()["rip"] == SYMBOLS[name]
+            assert gdb.ask(f"z0,{{SYMBOLS[name]:x}},1") == "OK"
+            assert gdb.ask("vCont;s:1") == "T05thread:1;"
+            assert SYMBOLS[name] < gdb.registers()["rip"] <= SYMBOLS[name] + 15
+        assert gdb.ask("D") == "OK"
+        assert guest.run("nproc").stdout == "2\\n"
+"""
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(
+    not os.environ.get("XENPY_TEST_SLOW"),
+    reason="a debugger in the emulated host takes minutes: XENPY_TEST_SLOW=1 runs it",
+)
+def test_a_pvh_kernel_in_the_emulated_host(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    symbols = {symbol.name: symbol.gva for symbol in kernel_symbols() if symbol.name in ("start_kernel", "kernel_init")}
+    suite = SUITE.format(
+        root=str(root), symbols=symbols, kernel=str(images(KERNEL).kernel), ramdisk=str(ramdisk())
+    )  # fmt: skip
+    (tmp_path / "test_debugger.py").write_text(suite)
+    argv = [sys.executable, "-m", "pytest", "--xen-host=emulated", "-pno:cacheprovider"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
