@@ -165,6 +165,11 @@ class GuestMemory:
         )
         self._add_region(Region(gpa, pool.size, hva))
 
+    def add_window(self, gpa: int, size: int) -> None:
+        """Have a range where frames are placed and taken out again without a change of memory slots; elsewhere it reads as zeroes."""
+        prot, how = libc.PROT_READ | libc.PROT_WRITE, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_NORESERVE
+        self._add_region(Region(gpa, size, libc.map_memory(self._base + gpa, size, prot, how | libc.MAP_FIXED)))
+
     def place(self, gfn: int, frame: Frame, *, readonly: bool = False) -> None:
         """Map a frame at a gfn, over RAM or where nothing is.
 
@@ -203,7 +208,8 @@ class GuestMemory:
         else:
             # A view of the page may still be held; an anonymous page keeps it from faulting us.
             prot = libc.PROT_READ | libc.PROT_WRITE
-            self._remove_region(gpa)
+            if gpa in self._starts:
+                self._remove_region(gpa)  # it has one of its own, unless it is in a window
             libc.map_memory(self._base + gpa, PAGE_SIZE, prot, libc.MAP_PRIVATE | libc.MAP_ANONYMOUS | libc.MAP_FIXED)
         return frame
 

@@ -323,6 +323,7 @@ class _PvMapper:
 
     def __init__(self) -> None:
         self.mapped: dict[int, Frame] = {}
+        self.released: list[Frame] = []
         self.flags = 0
 
     def check(self, flags: int) -> None:
@@ -340,6 +341,9 @@ class _PvMapper:
         if new_addr:
             self.mapped[new_addr] = frame
 
+    def release(self, frame: Frame) -> None:
+        self.released.append(frame)
+
 
 def test_another_kind_of_guest_maps_by_a_mapper_of_its_own() -> None:
     with three_domains() as (one, two, _):
@@ -355,7 +359,9 @@ def test_another_kind_of_guest_maps_by_a_mapper_of_its_own() -> None:
         gnttab.unmap_grant_ref(0x700, 0, handle, 0x800)
         assert list(mapper.mapped) == [0x800]
         assert one.in_use(9), "devices may still use it"
+        assert mapper.released == []
         gnttab.unmap_grant_ref(0, dev_bus_addr, handle)
+        assert mapper.released == [one.memory.frame_of(4)]
         assert one.in_use(9) == 0
 
 

@@ -57,6 +57,8 @@ GNTMAP_host_map: Final = 1 << 1
 GNTMAP_readonly: Final = 1 << 2
 GNTMAP_application_map: Final = 1 << 3
 GNTMAP_contains_pte: Final = 1 << 4
+GNTMAP_guest_avail0: Final = 16
+"""The number of the first bit of those that an entry of a page table gets."""
 
 GNTCOPY_source_gref: Final = 1 << 0
 GNTCOPY_dest_gref: Final = 1 << 1

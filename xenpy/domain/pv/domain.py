@@ -5,6 +5,7 @@ Ref: xen/include/public/xen.h, "Start-of-day memory layout"
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenpy.builder.pv import build_pv, fill_m2p, set_event_channels
@@ -13,6 +14,7 @@ from xenpy.builder.pv_stubs import pv_hypercall_page
 from xenpy.domain.domain import Domain
 from xenpy.domain.inguest import InGuest
 from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
+from xenpy.domain.pv.granted import GrantedPages
 from xenpy.domain.pv.processor import set_up_processor
 from xenpy.domain.pv.vcpu import PvVcpu
 from xenpy.errors import Errno, XenError
@@ -74,7 +76,8 @@ class PvDomain(Domain):
         if self.shim.code.fast or self.shim.code.fast0:
             self.in_guest = InGuest(self, self.shim.windows)
         self._begin()
-        self.mmu.types.flush = self._flush_all
+        self.mmu.types.flush = self.flush_all
+        self.gnttab.use_mapper(partial(GrantedPages, self))
         self.gnttab.guard_writes(self.mmu.hold_writable, self.mmu.release_writable)
         self.shared_info_placed(self.shared_info_mfn)
 
@@ -165,7 +168,7 @@ class PvDomain(Domain):
         if self.writer is not None:
             self.writer.queue_touch(self.shim.direct(gpa))
 
-    def _flush_all(self) -> None:
+    def flush_all(self) -> None:
         """Have no vCPU run on with translations from before."""
         if self.writer is not None:
             self.writer.flush_on(None, None)

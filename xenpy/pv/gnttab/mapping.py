@@ -32,7 +32,10 @@ class Mapper(Protocol):
         """Map a page where `host_addr` and the flags say; return its address for devices."""
 
     def unmap(self, host_addr: int, flags: int, frame: Frame, new_addr: int = 0) -> None:
-        """Undo `map`; `new_addr` names what takes the place of the mapping, 0 for nothing."""
+        """Undo a host mapping; `new_addr` names what takes the place of the mapping, 0 for nothing."""
+
+    def release(self, frame: Frame) -> None:
+        """Take note that a page that has been mapped once is used so no more, neither by the guest nor by its devices."""
 
 
 class HvmMapper:
@@ -68,6 +71,9 @@ class HvmMapper:
         if new_addr or flags & GNTMAP_contains_pte or self._memory.placed(gfn) != frame:
             raise GrantError(GNTST.general_error, f"no grant is mapped at gpa {host_addr:#x}")
         self._memory.unplace(gfn)
+
+    def release(self, frame: Frame) -> None:
+        """Do nothing: what is mapped is all there is."""
 
 
 @dataclass(slots=True)

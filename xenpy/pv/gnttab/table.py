@@ -65,10 +65,14 @@ class GrantTable:
         self.make_use: MakeUse = self._pins.pin
         """Uses a grant for a backend; an attribute, for traces and faults to take its place."""
         self._frame_number = frame_number or self._gfn_of
-        self._mapper = mapper or HvmMapper(memory)
+        self._mapper: Mapper = mapper or HvmMapper(memory)
         self._max_handles = max_maptrack_frames * MAPTRACK_PER_FRAME
         self._handles: dict[int, Handle] = {}
         self._free_handles: list[int] = []
+
+    def use_mapper(self, make: Callable[[int], Mapper]) -> None:
+        """Map grants into the guest by what `make` returns for the number of mappings that there may be."""
+        self._mapper = make(self._max_handles)
 
     def guard_writes(self, take: Callable[[int], bool], give: Callable[[int], None]) -> None:
         """Have `take` called with a gfn before somebody may write to it, which it may refuse, and `give` when nobody may any more."""
@@ -208,6 +212,7 @@ class GrantTable:
         if not mapping.live:
             del self._handles[handle]
             self._free_handles.append(handle)
+            self._mapper.release(mapping.pin.frame)
             mapping.pin.release()
 
     def copy(self, source: CopyEnd, dest: CopyEnd, length: int) -> None:
