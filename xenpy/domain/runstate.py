@@ -88,8 +88,6 @@ class ThreadRunstate:
         offline = min(total, self._offline(now))
         if self._offline_since is not None:
             state = RUNSTATE.offline
-        if self._cpu_clock is None:
-            return RUNSTATE.offline, self._started, (0, 0, 0, total)
         running, waited = self._used()
         running = min(total - offline, running)
         waited = min(waited, total - offline - running)
