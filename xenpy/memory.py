@@ -221,6 +221,10 @@ class GuestMemory:
         """Return the gfns where a frame is placed."""
         return [gfn for gfn, placed in self._placed.items() if placed == frame]
 
+    def all_placed(self) -> tuple[tuple[int, Frame], ...]:
+        """Return every gfn where a frame is placed, with the frame."""
+        return tuple(self._placed.items())
+
     # -- ballooning ---------------------------------------------------------------------------------------------------
 
     def release(self, gfn: int) -> bool:

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 LIB = HERE / "lib"
 TWO_VCPUS = frozenset({"smp"})
 """Kernels that want a second vCPU."""
-STEERED = frozenset({"ending", "debug", "clock", "console", "boot"})
+STEERED = frozenset({"ending", "debug", "clock", "console", "boot", "forked"})
 """Kernels that do what their command line says, or want somebody to talk to: a test module of their own runs each."""
 _XEN_HEADER = Path("/usr/include/xen/xen.h")
 _TEST = re.compile(r"^TEST\((\w+)\)", re.MULTILINE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B
+from xenpy.codec import plain
 from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import MpState, Sync
 from xenpy.pv.paging import CR0_PE, CR0_PG, EFER_LMA, EFER_LME
@@ -26,7 +27,8 @@ _TSS: Final = 0x8B
 _TSS_LIMIT: Final = 0x67
 
 
-@dataclass
+@plain
+@dataclass(frozen=True, slots=True)
 class StartState:
     """Registers, and segments as name -> (base, limit, attributes in VMCB form: type, s, dpl, p, avl, l, db, g)."""
 

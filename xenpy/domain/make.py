@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xenpy.config.model import GuestType
-from xenpy.errors import HostError
 
 if TYPE_CHECKING:
     from xenpy.config import DomainConfig
@@ -25,14 +24,20 @@ def save_domain(domain: Domain) -> DomainState:
         from xenpy.domain.pv.restored import save_pv
 
         return save_pv(domain)
-    raise HostError(f"{domain.name}: only PV guests can be saved yet")
+    from xenpy.domain.pvh_restored import save_pvh
+
+    return save_pvh(domain)
 
 
 def restore_domain(host: Services, domid: int, config: DomainConfig, resume: Resume) -> Domain:
     """Build a domain of a saved one, not yet running. Raises ConfigError, HostError."""
-    from xenpy.domain.pv.restored import RestoredPvDomain
+    if config.type is GuestType.PV:
+        from xenpy.domain.pv.restored import RestoredPvDomain
 
-    return RestoredPvDomain(host, domid, config, resume)
+        return RestoredPvDomain(host, domid, config, resume)
+    from xenpy.domain.pvh_restored import RestoredPvhDomain
+
+    return RestoredPvhDomain(host, domid, config, resume)
 
 
 def make_domain(host: Services, domid: int, config: DomainConfig) -> Domain:

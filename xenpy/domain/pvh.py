@@ -39,9 +39,7 @@ class PvhDomain(Domain):
         self.callback_vector = 0
         self._make_pvh_vm()
         self._make_state()
-        self._load_kernel()
-        self._set_max_pages()
-        self.write_wallclock()
+        self._fill_memory()
         host_leaves = self.host.kvm.supported_cpuid()
         for vcpu_id in range(vcpus):
             vcpu = PvhVcpu(self, vcpu_id)
@@ -51,6 +49,16 @@ class PvhDomain(Domain):
             if features := cpuid.xcr0_features(host_leaves):
                 vcpu.kvm.set_xcr0(features)
             self._vcpus.append(vcpu)
+        self._begin()
+
+    def _fill_memory(self) -> None:
+        """Have in memory what the guest starts with."""
+        self._load_kernel()
+        self._set_max_pages()
+        self.write_wallclock()
+
+    def _begin(self) -> None:
+        """Have the vCPUs stand where the guest starts."""
         make_first(self._vcpus[0].kvm, pvh_entry(self.entry, self.start_info))
 
     def _make_pvh_vm(self) -> None:
@@ -122,13 +130,17 @@ class PvhDomain(Domain):
 
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""
-        self.callback_vector = callback_vector(self.hvm_params.values[HVM_PARAM.CALLBACK_IRQ])
         self._word_size_changed()
-        if self.kvm_xen:
-            self.vm.xen_set_attr(XenAttr.UPCALL_VECTOR, vector=self.callback_vector)
+        self._set_callback(self.hvm_params.values[HVM_PARAM.CALLBACK_IRQ])
         for vcpu in self._vcpus:
             if vcpu.event_pending():
                 vcpu.upcall()
+
+    def _set_callback(self, value: int) -> None:
+        """Inject the vector that a value of HVM_PARAM_CALLBACK_IRQ names from now on."""
+        self.callback_vector = callback_vector(value)
+        if self.kvm_xen:
+            self.vm.xen_set_attr(XenAttr.UPCALL_VECTOR, vector=self.callback_vector)
 
     def fill_hypercall_page(self, gpa: int, *, wide: bool) -> None:
         """Write the hypercall stubs into a page of the guest's; its word size is from now on that of the code that asked.

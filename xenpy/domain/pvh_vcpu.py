@@ -8,6 +8,7 @@ from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
 from xenpy.domain.debugging import INT3, OUT_DX, Trap
 from xenpy.domain.hvm_context import StartState, load
+from xenpy.domain.saved import PvhVcpuState
 from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
 from xenpy.domain.vcpu import DEBUG_PORT, HYPERCALL_PORT, Vcpu
 from xenpy.errors import Errno, XenError
@@ -61,6 +62,24 @@ class PvhVcpu(Vcpu):
             Exit.X86_RDMSR: self._on_rdmsr,
             Exit.DEBUG: self._on_debug,
         }
+
+    # -- saving -----------------------------------------------------------------------------------------------------------
+
+    def bring_to_rest(self) -> None:
+        """Do what has been asked of the vCPU while it stood still, and have its registers be those behind what it did last."""
+        while self._requests:
+            self._requests.popleft()()
+        self.kvm.get_mp_state()  # KVM obeys an INIT or SIPI that waits now: it would change registers that are read already
+        self.kvm.complete()
+
+    def state(self) -> PvhVcpuState:
+        """Return what is not in KVM, of a vCPU that stands still."""
+        return PvhVcpuState(self.upcalls.vector, self.upcalls.unsettled, self.time_area, self._initial)
+
+    def restore(self, state: PvhVcpuState) -> None:
+        """Take over what `state` returned."""
+        self.upcalls.vector, self.upcalls.unsettled = state.upcall_vector, state.upcall_unsettled
+        self.time_area, self._initial = state.time_area, state.initial
 
     # -- a debugger's -------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenpy.codec import plain
+from xenpy.domain.hvm_context import StartState
 from xenpy.domain.runstate import RunstateState
 from xenpy.errors import HostError, XenError
 from xenpy.framepool import PoolState
@@ -48,10 +49,12 @@ class PvVcpuState:
 @plain
 @dataclass(frozen=True, slots=True)
 class PvhVcpuState:
-    """What Xen keeps of a PVH vCPU beside its registers."""
+    """What Xen keeps of a PVH vCPU beside its registers. `initial` is what one begins with that is initialised, but not up yet."""
 
     upcall_vector: int
+    upcall_unsettled: bool
     time_area: int | None
+    initial: StartState | None
 
 
 @plain
@@ -84,10 +87,11 @@ class PvState:
 @plain
 @dataclass(frozen=True, slots=True)
 class PvhState:
-    """What only PVH domains have. `placed` are pages of the pool in its map: (gfn, offset)."""
+    """What only PVH domains have. `placed` are pages of the pool in its map: (gfn, offset); `image` as PvhDomain's."""
 
     placed: tuple[tuple[int, int], ...]
     kvm_xen: bool
+    image: tuple[tuple[int, int, int], ...]
 
 
 @plain

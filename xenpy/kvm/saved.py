@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xenpy.kvm.vcpu import KvmVcpu
 
 MSR_TSC: Final = 0x10
+MSR_TSC_DEADLINE: Final = 0x6E0
 _STRUCTS: Final = {
     "xcrs": ("kvm_xcrs", request.KVM_GET_XCRS, request.KVM_SET_XCRS),
     "xsave": ("kvm_xsave", request.KVM_GET_XSAVE, request.KVM_SET_XSAVE),
@@ -62,12 +63,22 @@ def load(kvm: KvmVcpu, state: KvmState, tsc: int) -> None:
     ffi.buffer(ffi.addressof(kvm.regs))[:] = state.regs
     ffi.buffer(ffi.addressof(kvm.sregs))[:] = state.sregs
     kvm.dirty(Sync.REGS | Sync.SREGS)
-    if "lapic" in state.structs:  # the LAPIC's state depends on its base address, which is among these
-        checked_ioctl(kvm.fd, request.KVM_SET_SREGS, pointer(ffi.addressof(kvm.sregs)), "write system registers")
-    kvm.set_msrs({**state.msrs, MSR_TSC: tsc})
+    in_kernel = "lapic" in state.structs
+    if in_kernel:
+        kvm.store()  # the LAPIC's state depends on its base address, which is among these; events come last
+    _write_msrs(kvm, {**state.msrs, MSR_TSC: tsc})
     for name, (struct, _, set_) in (_STRUCTS | _IN_KERNEL).items():
         if name in state.structs:
             _write(kvm.fd, struct, set_, state.structs[name], name)
+    if in_kernel and (deadline := state.msrs.get(MSR_TSC_DEADLINE)):
+        kvm.set_msrs({MSR_TSC_DEADLINE: deadline})  # without a LAPIC in that mode it was ignored
+
+
+def _write_msrs(kvm: KvmVcpu, values: dict[int, int]) -> None:
+    """Write MSRs, but for those that the kernel can be asked for and refuses to change."""
+    left = list(values.items())
+    while left:
+        left = left[kvm.set_msrs(dict(left)) + 1 :]
 
 
 def _read(fd: int, struct: str, number: int, what: str) -> bytes:

@@ -147,11 +147,21 @@ vector_common:
 vcpu_entry:
     lgdt gdt_pointer
     lidt idt_pointer
-    call *%rbx
+    mov $0x10, %eax
+    mov %eax, %ss
+    mov %rsp, %rax
+    push $0x10
+    push %rax
+    pushfq
+    push $0x18
+    push $1f
+    iretq /* CS becomes one that a handler's IRET can go back to */
 1:
+    call *%rbx
+2:
     cli
     hlt
-    jmp 1b
+    jmp 2b
 #else
     .globl vcpu_entry
 vcpu_entry:
