@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from harness import MODES, Mode
 
 import xenpy
+from xenpy.domain.saved import PvhState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,3 +63,13 @@ def test_a_kernel_that_has_not_begun(builder: build.Builder) -> None:
             check(fork)
         guest.unpause()
         check(guest)
+
+
+def test_hypercalls_made_for_another_kvm_are_refused(builder: build.Builder) -> None:
+    with working(builder, MODES[0], "one") as guest, guest.snapshot() as snap:
+        state = snap.saved.state
+        assert isinstance(state.domain.kind, PvhState)
+        other = replace(state.domain.kind, kvm_xen=not state.domain.kind.kvm_xen)
+        snap.saved = replace(snap.saved, state=replace(state, domain=replace(state.domain, kind=other)))
+        with pytest.raises(xenpy.HostError, match="KVM's Xen support in use, and its hypercalls need the same"):
+            snap.fork()
