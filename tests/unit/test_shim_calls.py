@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MMU_UPDATE, STACK_SWITCH, MULTICALL, MMUEXT_OP, XEN_VERSION = 1, 3, 13, 26, 17
-NEW_BASEPTR, TLB_FLUSH_LOCAL, INVLPG_LOCAL = 5, 6, 7
+NEW_BASEPTR, TLB_FLUSH_LOCAL, INVLPG_LOCAL, NEW_USER_BASEPTR = 5, 6, 7, 15
 DOMID_SELF = 0x7FF0
 VERSION = 0x40013
 HANDED_ON = 0x1DE
@@ -195,6 +195,19 @@ def test_flushes(native: Native) -> None:
     keep, address = words(INVLPG_LOCAL, 0x1234000, 0)
     assert native.call(MMUEXT_OP, address, 1, 0, DOMID_SELF) == 0
     assert native.state[State.NEW_CR3] == 1
+    del keep
+
+
+@pytest.mark.parametrize("bit", [40, 51, 52, 63])
+@pytest.mark.parametrize("command", [NEW_BASEPTR, NEW_USER_BASEPTR])
+def test_a_base_has_no_bits_beyond_those_of_a_frame(native: Native, command: int, bit: int) -> None:
+    """CR3 would have those below bit 52, and loading it would fault in ring 0."""
+    kernel, before = native.state[State.KERNEL_CR3], native.rig.words.tolist()
+    native.state[State.USER_CR3] = 0
+    keep, address = words(command, kernel >> PAGE_SHIFT | 1 << bit, 0)
+    assert native.call(MMUEXT_OP, address, 1, 0, DOMID_SELF) == HANDED_ON
+    assert (native.state[State.KERNEL_CR3], native.state[State.USER_CR3]) == (kernel, 0)
+    assert native.rig.words.tolist() == before
     del keep
 
 

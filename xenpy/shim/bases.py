@@ -19,9 +19,11 @@ from xenpy.asm.registers import (
     rdx,
     rsi,
 )
+from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.mmu import layout as frames
 from xenpy.pv.mmu.entries import ENTRIES
 from xenpy.pv.mmu.layout import FrameType
+from xenpy.pv.paging import PTE_FRAME
 from xenpy.shim.calls import REF_LIMIT_BIT, TABLE_BITS, Calls
 from xenpy.shim.layout import State
 
@@ -93,7 +95,10 @@ class BaseSwitches(Calls):
 
         # Exchange a vCPU's reference to the table in [R9] for one to mfn R8, whose role must be R10; R8 becomes a CR3.
         a.label("take_base")
-        a.shl(r8, 12)
+        a.mov(rax, r8)
+        a.shr(rax, PTE_FRAME.bit_length() - PAGE_SHIFT)
+        a.jnz("fail")  # the word of a frame is found without these bits, but CR3 would have them
+        a.shl(r8, PAGE_SHIFT)
         a.cmp(r8, mem(r9))
         a.jz("base_taken")
         self._frame_word(rsi, r8, "fail")
