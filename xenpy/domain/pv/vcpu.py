@@ -106,8 +106,10 @@ class PvVcpu(Faults, Contexts):
                 if self._kicked_at:
                     self._timer_cost_ns = _TICK_EXITS * (time.thread_time_ns() - self._kicked_at)
                     self._kicked_at = 0
-            elif self._kicked or self.flush_wanted:
-                self._retry_soon()  # or nothing would make the guest stop again for what the kick was for
+            else:
+                self._in_guest = True  # in-guest code may go on to the guest, by translations of before
+                if self._kicked or self.flush_wanted:
+                    self._retry_soon()  # or nothing would make the guest stop again for what the kick was for
             reason = kvm.enter()
             self.exits += 1
             self._busy = False
