@@ -17,6 +17,7 @@ from xenpy.domain.watchdogs import Watchdogs
 from xenpy.errors import HostError
 from xenpy.framepool import FramePool
 from xenpy.hypercalls.dispatch import dispatch
+from xenpy.hypercalls.vm_assist import VMASST_TYPE_runstate_update_flag
 from xenpy.kvm.constants import Cap
 from xenpy.kvm.vm import Vm
 from xenpy.memory import PAGE_SHIFT, GuestMemory
@@ -72,7 +73,7 @@ class Domain(ABC):
         self._unpaused = threading.Condition()
         self.on_emergency_output: Callable[[bytes], None] = _ignore_output
         self.shutdown_code: int | None = None
-        self.vm_assist = 0
+        self._vm_assist = 0
         self.shared_info_gfn: int | None = None
         self.dispatch: Callable[[Call], int] = dispatch
         self.clock = SystemClock()
@@ -124,6 +125,17 @@ class Domain(ABC):
     def _set_max_pages(self) -> None:
         config = self.config
         self.max_pages = max((config.maxmem_mib << 20) >> PAGE_SHIFT, self.memory.ram_pages) + _BALLOON_SLACK_PAGES
+
+    @property
+    def vm_assist(self) -> int:
+        """The assists that the guest has turned on, a bit for each. Ref: xen/include/public/xen.h, VMASST_TYPE_*"""
+        return self._vm_assist
+
+    @vm_assist.setter
+    def vm_assist(self, mask: int) -> None:
+        self._vm_assist = mask
+        for vcpu in self._vcpus:
+            vcpu.account.update_flag = bool(mask >> VMASST_TYPE_runstate_update_flag & 1)
 
     @property
     def vcpus(self) -> Sequence[Vcpu]:
