@@ -12,6 +12,8 @@ need qemu-system-x86_64 qemu-system-x86
 if [ "${1:-}" = test ]; then
     need gcc gcc
     need ld binutils
+    [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+    need busybox busybox
     [ -e /usr/include/linux/kvm.h ] || missing="$missing linux-libc-dev"
     [ -e /usr/include/xen/xen.h ] || missing="$missing libxen-dev"
     need iasl acpica-tools
