@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import time
@@ -75,7 +76,7 @@ class Runner:
         self._observer = observer
         self._host = Host()
         self._host.on_end = self._on_end
-        self._terminal = Terminal(self._host.loop, self._on_escape)
+        self._terminal = Terminal(self._host.loop, self._on_escape, self._on_lost)
         self._guest: Guest | None = None
         self._code: int | None = None
         self._quick_reboots = 0
@@ -195,6 +196,16 @@ class Runner:
         self._host.loop.stop()
 
     # -- from outside -------------------------------------------------------------------------------------------------
+
+    def _on_lost(self, error: OSError) -> None:
+        """End the guest, whose console nobody gets any more: as a shell expects of a pipe whose reader has gone."""
+        if self._code is not None:
+            return
+        if error.errno == errno.EPIPE:
+            self._stop(128 + signal.SIGPIPE)
+        else:
+            prompt_line(f"stdout: {error.strerror}: the console would be lost, so {self._config.name} is ended")
+            self._stop(ExitCode.FAILURE)
 
     def _on_escape(self) -> None:
         self._terminal.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -27,12 +28,22 @@ _RETRY_S: Final = 0.02
 class Terminal:
     """Joins stdin and stdout to a console ring; as a context manager it always restores the terminal.
 
-    `on_escape` is called when the user types Ctrl-] on a terminal.
+    `on_escape` is called when the user types Ctrl-] on a terminal, `on_lost` when stdout can no longer be written: both in the loop's
+    thread. A stdout that was closed from the start is not lost.
     """
 
-    def __init__(self, loop: Loop, on_escape: Callable[[], None], *, stdin: int = 0, stdout: int = 1) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        on_escape: Callable[[], None],
+        on_lost: Callable[[OSError], None],
+        *,
+        stdin: int = 0,
+        stdout: int = 1,
+    ) -> None:
         self._loop = loop
         self._on_escape = on_escape
+        self._on_lost = on_lost
         self._in, self._out = stdin, stdout
         self._console: ConsoleRing | None = None
         self._saved: list[Any] | None = None
@@ -82,8 +93,8 @@ class Terminal:
                 done += os.write(self._out, data[done : done + _CHUNK])
             except BlockingIOError:
                 break
-            except OSError:
-                self._dead = True
+            except OSError as error:
+                self._lose(error)
                 return len(data)
         if done < len(data) and not self._waiting:
             self._waiting = True
@@ -102,13 +113,18 @@ class Terminal:
         if self._console is not None:
             self._console.on_event()
 
+    def _lose(self, error: OSError) -> None:
+        self._dead = True
+        if error.errno != errno.EBADF:
+            self._loop.call_soon(lambda: self._on_lost(error))
+
     def write_all(self, data: bytes) -> None:
         """Write to stdout, waiting as long as it takes."""
         try:
             while data and not self._dead:
                 data = data[os.write(self._out, data) :]
-        except OSError:
-            self._dead = True
+        except OSError as error:
+            self._lose(error)
 
     # -- input --------------------------------------------------------------------------------------------------------
 

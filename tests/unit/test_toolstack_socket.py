@@ -56,7 +56,9 @@ class Rig:
         self.loop = Loop()
         self.lock = threading.RLock()
         self._null = os.open(os.devnull, os.O_RDWR)
-        self.console = SharedConsole(self.loop, lambda: None, self.lock, stdin=self._null, stdout=self._null)
+        self.console = SharedConsole(
+            self.loop, lambda: None, lambda _error: None, self.lock, stdin=self._null, stdout=self._null
+        )
         self.ring = FakeRing(self.console)
         self.console.attach(self.ring)  # type: ignore[arg-type]
         commands = {"echo": lambda text: text, "fail": self._fail, "crash": lambda: 1 // 0, "wait": lambda: LATER}

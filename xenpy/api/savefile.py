@@ -15,7 +15,7 @@ import xenpy
 from xenpy.api.settings import quoted
 from xenpy.api.transcript import Written
 from xenpy.codec import CodecError, decode, encode, plain
-from xenpy.errors import HostError
+from xenpy.errors import ConfigError, HostError
 from xenpy.frozen import FrozenRam, Run, copy_file
 from xenpy.saved import GuestState, SavedGuest
 
@@ -105,7 +105,10 @@ def write(snapshot: Snapshot, directory: Path, kvm: Kvm) -> None:
 
 
 def read(directory: Path, kvm: Kvm) -> Snapshot:
-    """Return the snapshot in a directory, which must stay as it is while there are forks. Raises HostError with what does not fit."""
+    """Return the snapshot in a directory, which must stay as it is while there are forks.
+
+    Raises ConfigError where there is none, HostError with what does not fit.
+    """
     from xenpy.api.snapshot import Snapshot
 
     saved = _read_state(directory)
@@ -132,7 +135,7 @@ def read(directory: Path, kvm: Kvm) -> Snapshot:
 
 
 def read_config(directory: Path) -> DomainConfig:
-    """Return the configuration of the guest that a directory holds. Raises HostError."""
+    """Return the configuration of the guest that a directory holds. Raises ConfigError, HostError."""
     return _config_of(_read_state(directory))
 
 
@@ -141,9 +144,9 @@ def _read_state(directory: Path) -> Saved:
     try:
         whole: Any = json.loads(path.read_bytes())
     except OSError as error:
-        raise HostError(f"{path}: {error.strerror}: no snapshot is there") from None
+        raise ConfigError(f"{path}: {error.strerror}: no snapshot is there") from None
     except ValueError as error:
-        raise HostError(f"{path}: not a snapshot: {error}") from None
+        raise ConfigError(f"{path}: not a snapshot: {error}") from None
     version = whole.get("format") if isinstance(whole, dict) else None
     if version != FORMAT:
         raise HostError(f"{path}: format {version!r}, but this xenpy ({xenpy.__version__}) reads format {FORMAT}")

@@ -76,9 +76,10 @@ class SharedConsole(Terminal):
     """
 
     def __init__(
-        self, loop: Loop, on_escape: Callable[[], None], lock: threading.RLock, *, stdin: int = 0, stdout: int = 1
-    ) -> None:
-        super().__init__(loop, on_escape, stdin=stdin, stdout=stdout)
+        self, loop: Loop, on_escape: Callable[[], None], on_lost: Callable[[OSError], None], lock: threading.RLock, *,
+        stdin: int = 0, stdout: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__(loop, on_escape, on_lost, stdin=stdin, stdout=stdout)
         self._host_lock = lock
         self.backlog = Backlog()
         self._viewers: list[_Viewer] = []

@@ -53,7 +53,9 @@ class Supervisor(Runner):
         self._outlive_console = outlive_console
         self._on_ready = on_ready
         self._started_before = False
-        self._console = SharedConsole(self._host.loop, self._on_escape, self._host.lock, stdin=stdin, stdout=stdout)
+        self._console = SharedConsole(
+            self._host.loop, self._on_escape, self._on_lost, self._host.lock, stdin=stdin, stdout=stdout
+        )
         self._terminal = self._console
         self._messages = Messages(self._host.loop, entry)
         self._tracing = Tracing(self._host.loop, lambda: self.guest)
@@ -152,6 +154,10 @@ class Supervisor(Runner):
         ending = domain.ending or Ending(End.DESTROYED)
         code = SHUTDOWN_ENDS.index(ending.kind) if ending.kind in SHUTDOWN_ENDS else None
         self._server.announce({"domid": domain.domid, "code": code, "text": str(ending), "last": last})
+
+    def _on_lost(self, error: OSError) -> None:
+        if not self._outlive_console:
+            super()._on_lost(error)
 
     def _on_escape(self) -> None:
         if not self._outlive_console:
