@@ -23,6 +23,7 @@ GROUPS: Final = {
     "pv_emulated": "PV Linux beside PVH on the emulated host: to init and power-off, and costs inside (minutes)",
     "strace": "a PV boot traced against one untraced",
     "disk": "a PV guest's disk against the host's own file",
+    "disk_emulated": "a PVH guest's disk against QEMU's Xen disk, on the emulated host (minutes)",
     "net": "a PV guest's network, to the host and to another guest, against the host's loopback",
     "boot": "PVH Linux to init and to power-off against QEMU, on the emulated host (minutes)",
 }

@@ -6,13 +6,11 @@ Both are timed inside, on the clock that QEMU's emulation keeps, so the proporti
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+from newer_qemu import find_qemu
 from report import Row
 from watch import BenchError, watch, xenpy_command
 
@@ -20,11 +18,8 @@ KERNEL: Final = "debian-6.12-cloud"
 MEMORY_MIB: Final = 256
 GOAL: Final = 0.7
 INIT_MARK: Final = "XENPY-BENCH-INIT"
-QEMU: Final = "qemu-system-x86_64"
-QEMU_WITH_XEN: Final = 8
 _TIMEOUT: Final = 240.0
 _HOST_TIMEOUT: Final = 1800.0
-_XEN_ACCEL: Final = "kvm,xen-version=0x40013,kernel-irqchip=split"
 
 
 def measure(directory: Path, runs: int) -> list[Row]:
@@ -34,7 +29,9 @@ def measure(directory: Path, runs: int) -> list[Row]:
     from xenpy.initramfs import make_initramfs
 
     images = provide(KERNEL)
+    qemu = find_qemu()
     plan = {
+        "qemu": json.dumps([*qemu.command, "-accel", qemu.accel]),
         "runs": runs,
         "kernel": str(images.kernel),
         "hvc0": str(make_initramfs(command=f"echo {INIT_MARK}", console="hvc0")),
@@ -47,27 +44,17 @@ def measure(directory: Path, runs: int) -> list[Row]:
     if done.returncode:
         raise BenchError(f"in the emulated host: {done.stderr.decode(errors='replace')[-2000:]}")
     result = json.loads(done.stdout)
-    against = result["against"]
     return [
-        Row("boot", f"{KERNEL} to {what}", "s", result["xenpy"][index], result["qemu"][index], against, goal)
+        Row("boot", f"{KERNEL} to {what}", "s", result["xenpy"][index], result["qemu"][index], qemu.words, goal)
         for index, (what, goal) in enumerate((("init", None), ("power-off", GOAL)))
     ]
 
 
-def _qemu_command(plan: dict[str, str]) -> tuple[str, list[str]]:
-    """Return what to compare with, in words and as a command line."""
-    if shutil.which(QEMU) is None:
-        raise BenchError(f"{QEMU} is missing: apt install qemu-system-x86")
-    text = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
-    version = re.search(r"version (\d+)\.(\d+)", text)
-    if version is None:
-        raise BenchError(f"{QEMU} does not tell its version: {text}")
-    has_xen = int(version[1]) >= QEMU_WITH_XEN
-    words = f"QEMU {version[1]}.{version[2]}, {'Xen' if has_xen else 'plain KVM'}"
-    return words, [
-        QEMU, "-accel", _XEN_ACCEL if has_xen else "kvm", "-cpu", "host", "-m", str(MEMORY_MIB), "-nodefaults",
-        "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", plan["kernel"],
-        "-initrd", plan["ttyS0"], "-append", "console=ttyS0 quiet panic=1",
+def _qemu_command(plan: dict[str, str]) -> list[str]:
+    return [
+        *json.loads(plan["qemu"]), "-cpu", "host", "-m", str(MEMORY_MIB), "-nodefaults", "-no-user-config", "-no-reboot",
+        "-display", "none", "-serial", "stdio", "-kernel", plan["kernel"], "-initrd", plan["ttyS0"],
+        "-append", "console=ttyS0 quiet panic=1",
     ]  # fmt: skip
 
 
@@ -89,8 +76,7 @@ def _boot(command: list[str]) -> tuple[float, float]:
 
 def inside(plan: dict[str, str]) -> dict[str, object]:
     """Measure on this machine, which is the emulated one."""
-    against, qemu = _qemu_command(plan)
-    ours = _xenpy_command(plan)
+    qemu, ours = _qemu_command(plan), _xenpy_command(plan)
     times: dict[str, list[tuple[float, float]]] = {"xenpy": [], "qemu": []}
     for turn in range(int(plan["runs"]) + 1):
         for name, command in (("xenpy", ours), ("qemu", qemu)):
@@ -100,7 +86,7 @@ def inside(plan: dict[str, str]) -> dict[str, object]:
     middle = {
         name: [sorted(column)[len(column) // 2] for column in zip(*rows, strict=True)] for name, rows in times.items()
     }
-    return {"against": against, **middle}
+    return dict(middle)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from report import Row
 
-_SIZE: Final = 128 << 20
+SIZE: Final = 128 << 20
 _LARGE: Final = 1 << 20
 _SMALL: Final = 4096
-_LOADS: Final = (
+LOADS: Final = (
     ("read, sequential, 1 MiB", "MiB/s", ("read", "seq", _LARGE), 1),
     ("write, sequential, 1 MiB", "MiB/s", ("write", "seq", _LARGE), 1),
     ("read, random, 4 KiB", "k/s", ("read", "rand", _SMALL), 1),
@@ -32,14 +32,14 @@ def measure(directory: Path, runs: int) -> list[Row]:
     """Return the rows of this measurement."""
     program = compile_load(directory)
     image = directory / "disk.img"
-    image.write_bytes(bytes(_SIZE))
+    image.write_bytes(bytes(SIZE))
     rows = []
     with (
         xenpy.Host() as host,
         make_guest(host, "disk", program, "xen-blkfront", disk=[f"{image},raw,xvda,rw"]) as guest,
     ):
         guest.run("while [ ! -b /dev/xvda ]; do sleep 0.1; done")
-        for name, unit, load, threads in _LOADS:
+        for name, unit, load, threads in LOADS:
             arguments = [*map(str, load), str(DURATION_MS), str(threads)]
             ours, reference = alternate(
                 runs,

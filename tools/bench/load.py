@@ -48,7 +48,12 @@ class Result:
     @property
     def thousands_s(self) -> float:
         """Return thousands of operations per second."""
-        return self.operations / 1e3 / (self.ns / 1e9)
+        return self.per_second / 1e3
+
+    @property
+    def per_second(self) -> float:
+        """Return operations per second."""
+        return self.operations / (self.ns / 1e9)
 
 
 def compile_load(directory: Path) -> Path:
@@ -108,7 +113,7 @@ def alternate(runs: int, ours: Callable[[], Result], reference: Callable[[], Res
 
 def row(group: str, name: str, unit: str, ours: Result, reference: Result, against: str) -> Row:
     """Return a row; the ratio is xenpy's figure by the reference's, whichever of them is better."""
-    figures = {"MiB/s": Result.mib_s, "us": Result.us, "k/s": Result.thousands_s}
+    figures = {"MiB/s": Result.mib_s, "us": Result.us, "k/s": Result.thousands_s, "/s": Result.per_second}
     figure = figures[unit].fget
     assert figure is not None
     return Row(group, name, unit, figure(ours), figure(reference), against)
