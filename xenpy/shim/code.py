@@ -59,6 +59,8 @@ class Fast(NamedTuple):
     """Labels of the code that works by itself in ring 3, as offsets from the window's start."""
 
     syscall_from_kernel: int
+    keep_return: int
+    """Where SYSCALL's return address is put on the stack, which may be none."""
     hypercall: int
     give_up: int
     hypercall_end: int
@@ -164,6 +166,7 @@ def _emit_fast(a: Assembler, guest: Guest) -> None:
     a.label("syscall_from_kernel")
     a.cmp(eax, _IRET)
     a.jz("iret")
+    a.label("keep_return")
     a.push(rcx)  # where SYSCALL goes on: as if it were a call
     FastCalls(a, guest).emit()
     a.label("hypercall_end")

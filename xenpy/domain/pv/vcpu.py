@@ -319,6 +319,12 @@ class PvVcpu(Faults, Contexts):
         regs.rip, regs.rflags, regs.rsp = rip, stack[_FRAME + 2], stack[_FRAME + 3]
         self.ss = stack[_FRAME + 4]
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        fast = self.domain.shim.code.fast
+        if fast is not None and self.in_kernel and rip - self.window.va == fast.keep_return:
+            # SYSCALL needs no stack, and boot loaders that take their own address space apart have none.
+            self.window.state[State.RETURN], regs.rflags = regs.rcx, regs.r11
+            self._on_call(Port.HYPERCALL)
+            return
         self.on_exception(vector, error)
 
     def _take_debug_frame(self) -> None:

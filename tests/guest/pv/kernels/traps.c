@@ -239,3 +239,14 @@ TEST(trap_table_is_checked)
     CHECK_ERR(set_trap_table(bad), XEN_EINVAL);
     CHECK_ERR(set_trap_table(BAD_PTR), XEN_EFAULT);
 }
+
+TEST(a_hypercall_without_a_stack)
+{
+    register unsigned long saved __asm__("r12");
+    long result = __HYPERVISOR_xen_version;
+    __asm__ volatile("mov %%rsp, %1; mov $64, %%esp; syscall; mov %1, %%rsp"
+                     : "+a"(result), "=&r"(saved)
+                     : "D"(XENVER_version), "S"(0)
+                     : "rcx", "r11", "memory");
+    CHECK_EQ(result, CALL2(__HYPERVISOR_xen_version, XENVER_version, 0));
+}
