@@ -39,6 +39,7 @@ RENAMED = {
     "GTF_reading": "(1 << _GTF_reading)",
     "GTF_writing": "(1 << _GTF_writing)",
     "GNTMAP_device_map": "(1 << _GNTMAP_device_map)",
+    "GNTMAP_guest_avail0": "_GNTMAP_guest_avail0",
     "CALLBACK_TYPE_GSI": "HVM_PARAM_CALLBACK_TYPE_GSI",
     "CALLBACK_TYPE_PCI_INTX": "HVM_PARAM_CALLBACK_TYPE_PCI_INTX",
     "CALLBACK_TYPE_VECTOR": "HVM_PARAM_CALLBACK_TYPE_VECTOR",

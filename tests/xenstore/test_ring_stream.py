@@ -24,13 +24,18 @@ TREE = (b"/local/domain/5", b"n0\0r5\0"), (b"/local/domain/5/data", b"n5\0")
 
 
 def _requests(random: Random) -> list[bytes]:
-    """Return requests of every size, some of whose replies fill the ring several times over."""
+    """Return requests of every size, some of whose replies fill the ring several times over.
+
+    The last causes no event, so that all events have come when it is answered.
+    """
     requests = []
     for number in range(REQUESTS):
         path = b"data/" + random.choice((b"a", b"a/b", b"c", b"c/d"))
         kind = random.choice(
             (MsgType.XS_READ, MsgType.XS_WRITE, MsgType.XS_RM, MsgType.XS_DIRECTORY, MsgType.XS_WATCH, MsgType.XS_MKDIR)
         )
+        if number == REQUESTS - 1:
+            kind = MsgType.XS_READ
         payload = path + b"\0"
         if kind == MsgType.XS_WRITE:
             payload += bytes([random.choice(b"xyz")]) * random.choice((0, 1, 50, 900, 1900))
