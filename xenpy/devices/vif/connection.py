@@ -99,15 +99,16 @@ class Connection:
         return True
 
     def _send_batch(self, queue: Queue, packets: list[TxPacket], send: Callable[[Sequence[Frame]], None]) -> None:
-        """Send packets and put the responses."""
+        """Send packets and put the responses. Who sees a frame knows that the wishes before it are noted, even should we die then."""
+        changed = [self._groups.change(packet.multicast) if packet.multicast else NETIF_RSP_OKAY for packet in packets]
         with queue.tx.opened([packet for packet in packets if not packet.multicast]) as frames:
             ready = [frame for frame in frames if frame is not None]
             if ready:
                 send(ready)
             sent = iter([frame is not None for frame in frames])
-        for packet in packets:
+        for packet, status in zip(packets, changed, strict=True):
             if packet.multicast:
-                queue.tx.answer(packet, self._groups.change(packet.multicast))
+                queue.tx.answer(packet, status)
             else:
                 queue.tx.answer(packet, NETIF_RSP_OKAY if next(sent) else NETIF_RSP_ERROR)
 
