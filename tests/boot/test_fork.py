@@ -46,7 +46,7 @@ cat /tmp/chain /tmp/sleeps /proc/uptime; cat /tmp/bad 2>/dev/null
 dmesg | grep -v RETBleed | grep -E 'BUG:|WARNING:|cut here|Oops|segfault|Call Trace|detected stalls' | head -5
 """
 LINES = 3
-PATIENCE_S = 240.0
+PATIENCE_S = 240
 
 
 class Chain:
@@ -75,7 +75,7 @@ def linux(**settings: int) -> xenpy.Guest:
         memory=128,
         ramdisk=ramdisk(),
         cmdline=CMDLINE,
-        timeout=BOOT_TIMEOUT,
+        timeout=2 * BOOT_TIMEOUT,
         **settings,
     )
 
