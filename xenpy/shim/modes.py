@@ -24,6 +24,25 @@ from xenpy.asm.registers import (
     rcx,
     rsp,
 )  # fmt: skip
+from xenpy.shim.frames import (
+    BOUNCED_CLEAR,
+    CR2,
+    IRET_CLEAR,
+    IRET_CS,
+    IRET_FLAGS,
+    IRET_R11,
+    IRET_RAX,
+    IRET_RCX,
+    IRET_RFLAGS,
+    IRET_RIP,
+    IRET_RSP,
+    IRET_SET,
+    IRET_SS,
+    MASK,
+    PENDING,
+    RFLAGS_IF_BIT,
+    RFLAGS_TF_BIT,
+)
 from xenpy.shim.layout import Page, Selector, State
 from xenpy.shim.recording import Recorder
 
@@ -32,21 +51,9 @@ if TYPE_CHECKING:
     from xenpy.shim.code import Guest
 
 _IRET: Final = 23
-_RFLAGS_TF_BIT: Final = 8
-RFLAGS_IF_BIT: Final = 9
-_RFLAGS_SET: Final = 1 << 1 | 1 << RFLAGS_IF_BIT
-_RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
-"""IOPL, NT, VM, VIF, VIP."""
-_RFLAGS_BOUNCED: Final = 3 << 12 | 1 << RFLAGS_IF_BIT
-_RFLAGS_HANDLER: Final = 0x202
-_IRET_RAX, _IRET_R11, _IRET_RCX, _IRET_FLAGS, _IRET_RIP, _IRET_CS, _IRET_RFLAGS, _IRET_RSP, _IRET_SS = range(0, 72, 8)
 _MOV_EAX_ES: Final = b"\x8c\xc0"
 _MOV_EAX_DS: Final = b"\x8c\xd8"
 _BP, _PF = 3, 14
-_PENDING, _MASK, _CR2 = 0, 1, 16
-"""Offsets in struct vcpu_info."""
-_PF_PRESENT_WRITE: Final = 3
-_PF_USER_BIT: Final = 2
 
 
 class Modes:
@@ -143,39 +150,39 @@ class Modes:
         a.mov(rax, self.state(State.VCPU_INFO))
         a.test(rax, rax)
         a.jz("iret_by_us")
-        a.test(mem(rsp, _IRET_FLAGS), -1, size=4)
+        a.test(mem(rsp, IRET_FLAGS), -1, size=4)
         a.jnz("iret_by_us")
-        a.mov(r11, mem(rsp, _IRET_RFLAGS))
-        a.bt(r11, _RFLAGS_TF_BIT)
+        a.mov(r11, mem(rsp, IRET_RFLAGS))
+        a.bt(r11, RFLAGS_TF_BIT)
         a.jc("iret_by_us")  # RET would be the step, not the instruction that it leads to
         self.recorder.draft(_IRET, "iret_by_us")
         a.mov(rax, self.state(State.VCPU_INFO))
         a.bt(r11, RFLAGS_IF_BIT)
         a.jnc("iret_masked")
-        a.cmp(mem(rax, _PENDING), 0, size=1)
+        a.cmp(mem(rax, PENDING), 0, size=1)
         a.jnz("iret_by_us")
-        a.mov(mem(rax, _MASK), 0, size=1)
+        a.mov(mem(rax, MASK), 0, size=1)
         a.jmp("iret_unmasked")
         a.label("iret_masked")
-        a.mov(mem(rax, _MASK), 1, size=1)
+        a.mov(mem(rax, MASK), 1, size=1)
         a.label("iret_unmasked")
-        a.and_(r11, ~_RFLAGS_CLEAR)
-        a.or_(r11, _RFLAGS_SET)
-        a.mov(eax, mem(rsp, _IRET_CS))
+        a.and_(r11, ~IRET_CLEAR)
+        a.or_(r11, IRET_SET)
+        a.mov(eax, mem(rsp, IRET_CS))
         a.and_(eax, 3)
         a.cmp(eax, 3)
         a.jz("iret_to_user")
 
         self.recorder.commit()
-        a.mov(rax, mem(rsp, _IRET_RSP))  # to the kernel: by its own stack, below which nothing of its is
-        a.mov(rcx, mem(rsp, _IRET_RIP))
+        a.mov(rax, mem(rsp, IRET_RSP))  # to the kernel: by its own stack, below which nothing of its is
+        a.mov(rcx, mem(rsp, IRET_RIP))
         a.mov(mem(rax, -8), rcx)
         a.mov(mem(rax, -16), r11)
         a.sub(rax, 16)
         a.mov(self.state(State.SCRATCH), rax)
-        a.mov(r11, mem(rsp, _IRET_R11))
-        a.mov(rcx, mem(rsp, _IRET_RCX))
-        a.mov(rax, mem(rsp, _IRET_RAX))
+        a.mov(r11, mem(rsp, IRET_R11))
+        a.mov(rcx, mem(rsp, IRET_RCX))
+        a.mov(rax, mem(rsp, IRET_RAX))
         a.mov(rsp, self.state(State.SCRATCH))
         a.popfq()
         a.ret()
@@ -183,27 +190,27 @@ class Modes:
         a.label("iret_to_user")
         a.cmp(self.state(State.USER_CR3), 0, size=8)
         a.jz("iret_by_us")
-        a.movzx(eax, mem(rsp, _IRET_CS), size=2)
+        a.movzx(eax, mem(rsp, IRET_CS), size=2)
         a.cmp(eax, self.state(State.USER_CS64))
         a.jnz("iret_to_32_bits")
         self.recorder.commit()
-        a.mov(rax, mem(rsp, _IRET_RIP))
+        a.mov(rax, mem(rsp, IRET_RIP))
         a.mov(self.state(State.USER_FRAME), rax)
-        a.mov(eax, mem(rsp, _IRET_CS))
+        a.mov(eax, mem(rsp, IRET_CS))
         a.mov(self.state(State.USER_FRAME + 1), rax)
         a.mov(self.state(State.USER_FRAME + 2), r11)
-        a.mov(rax, mem(rsp, _IRET_RSP))
+        a.mov(rax, mem(rsp, IRET_RSP))
         a.mov(self.state(State.USER_FRAME + 3), rax)
-        a.mov(eax, mem(rsp, _IRET_SS))
+        a.mov(eax, mem(rsp, IRET_SS))
         a.or_(eax, 3)
         a.mov(self.state(State.USER_FRAME + 4), rax)
-        a.mov(rax, mem(rsp, _IRET_RAX))
+        a.mov(rax, mem(rsp, IRET_RAX))
         a.mov(self.state(State.SAVED_RAX), rax)
         a.mov(self.state(State.MODE), 1, size=8)
         a.mov(self.state(State.LOADED_CR3), 0, size=8)
         self._swap_gs()
-        a.mov(r11, mem(rsp, _IRET_R11))
-        a.mov(rcx, mem(rsp, _IRET_RCX))
+        a.mov(r11, mem(rsp, IRET_R11))
+        a.mov(rcx, mem(rsp, IRET_RCX))
         a.label("trap_user")
         a.int3()
 
@@ -226,9 +233,9 @@ class Modes:
         RAX then points to vcpu_info.
         """
         a = self.a
-        a.and_(r11, ~_RFLAGS_BOUNCED)
+        a.and_(r11, ~BOUNCED_CLEAR)
         a.mov(rax, self.state(State.VCPU_INFO))
-        a.movzx(ecx, mem(rax, _MASK), size=1)
+        a.movzx(ecx, mem(rax, MASK), size=1)
         a.test(ecx, ecx)
         a.jnz(label)
         a.or_(r11, 1 << RFLAGS_IF_BIT)
@@ -256,7 +263,7 @@ class Modes:
         a.push(self.state(State.SAVED_RCX))
         a.mov(self.state(State.MODE), 0, size=8)
         a.mov(rcx, self.state(State.SYSCALL_MASKS))
-        a.or_(mem(rax, _MASK), cl)
+        a.or_(mem(rax, MASK), cl)
         self._swap_gs()
         a.mov(rcx, self.state(State.SAVED_RCX))
         a.mov(r11, self.state(State.SCRATCH))
@@ -285,9 +292,9 @@ class Modes:
         a.push(self.state(State.SCRATCH))
         a.push(self.state(State.SAVED_RCX))
         a.mov(rcx, self.state(State.CR2))
-        a.mov(mem(rax, _CR2), rcx)
+        a.mov(mem(rax, CR2), rcx)
         a.mov(rcx, self.state(State.FAULT_MASKS))
-        a.or_(mem(rax, _MASK), cl)
+        a.or_(mem(rax, MASK), cl)
         a.mov(self.state(State.MODE), 0, size=8)
         self._swap_gs()
         a.mov(rcx, self.state(State.SAVED_RCX))
