@@ -15,6 +15,8 @@ from xenpy.config.model import Action
 from xenpy.domain.ending import End, Ending
 from xenpy.exitcodes import ExitCode
 from xenpy.host import Guest, Host
+from xenpy.loop import READ
+from xenpy.signals import handled
 from xenpy.terminal import Terminal, prompt_line
 
 if TYPE_CHECKING:
@@ -84,17 +86,18 @@ class Runner:
 
     def run(self) -> int:
         """Run to the end and return the exit code. Raises ConfigError, HostError."""
-        handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        loop = self._host.loop
         try:
-            self._start()
-            with self._terminal:
-                if self._timeout_s is not None:
-                    self._host.loop.call_later(self._timeout_s, self._on_timeout)
-                self._host.loop.run()
-                self._finish_console()
+            with handled(_SIGNALS, self._on_signal) as wake:
+                loop.watch(wake.fileno(), READ, wake.drained)
+                self._start()
+                with self._terminal:
+                    if self._timeout_s is not None:
+                        loop.call_later(self._timeout_s, self._on_timeout)
+                    loop.run()
+                    self._finish_console()
+                loop.watch(wake.fileno(), READ, None)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             if self._guest is not None:
                 self._guest.close()
             self._host.close()

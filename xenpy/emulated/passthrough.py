@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from xenpy.emulated.machine import Channel
 from xenpy.emulated.protocol import command_text, default_environment, request
 from xenpy.emulated.session import BOOT_TIMEOUT, EmulatedHost
+from xenpy.signals import handled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import FrameType
 
     from xenpy.emulated.connection import Connection
+    from xenpy.signals import Wake
 
 STDIN, STDOUT, STDERR = range(3)
 READ_SIZE = 4096
@@ -67,8 +69,10 @@ def run(
     text = command_text(argv, default_environment() if env is None else env, cwd or Path.cwd())
     host = EmulatedHost(memory=memory, cpus=cpus, writable=writable, boot_timeout=boot_timeout)
     try:
-        with _ending_signals(), _notice() as end_notice, host:
+        with _ending_signals() as wake, _notice() as end_notice, host:
             end_notice()
+            if wake is not None:
+                host.connection.watch(wake.fileno(), wake.drained)
             return _attached(host, text)
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
@@ -222,21 +226,17 @@ def _window_size(connection: Connection, terminals: Sequence[int]) -> Iterator[N
 
 
 @contextmanager
-def _ending_signals() -> Iterator[None]:
+def _ending_signals() -> Iterator[Wake | None]:
     """Turn the signals that ask a process to end into `EndedError`, so that terminal and QEMU are seen to first."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield None
         return
 
     def end(signum: int, _frame: FrameType | None) -> None:
         raise EndedError(signal.Signals(signum))
 
-    before = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    with handled((signal.SIGTERM, signal.SIGHUP), end) as wake:
+        yield wake
 
 
 @contextmanager

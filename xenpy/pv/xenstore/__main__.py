@@ -12,6 +12,7 @@ from xenpy.errors import XenpyError
 from xenpy.pv.xenstore.loops import SelectorLoop
 from xenpy.pv.xenstore.server import Xenstore
 from xenpy.pv.xenstore.socket import SocketServer
+from xenpy.signals import handled
 
 
 def main() -> int:
@@ -23,19 +24,18 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="log every request")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    loop = SelectorLoop()
     store = Xenstore()
     store.trace_requests = arguments.verbose
-    try:
-        server = SocketServer(store, arguments.socket, loop)
-    except XenpyError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
-    loop.run()
-    server.close()
-    loop.close()
+    with handled((signal.SIGTERM, signal.SIGINT), lambda *_: loop.stop()) as wake:
+        loop = SelectorLoop(wake)
+        try:
+            server = SocketServer(store, arguments.socket, loop)
+        except XenpyError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return error.exit_code
+        loop.run()
+        server.close()
+        loop.close()
     return 0
 
 

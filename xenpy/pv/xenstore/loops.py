@@ -12,6 +12,8 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+from xenpy.signals import Wake
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -99,12 +101,15 @@ class AdaptedLoop:
 class SelectorLoop:
     """A Loop for one thread that calls `run`; for the stand-alone server and tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Wake | None = None) -> None:
+        """Take what wakes it for signals whose handlers call `stop`, if there are any."""
         self._selector = selectors.DefaultSelector()
         self._receiver, self._sender = socket.socketpair()
         for sock in (self._receiver, self._sender):
             sock.setblocking(False)
         self._selector.register(self._receiver, selectors.EVENT_READ)
+        if wake is not None:
+            self._selector.register(wake, selectors.EVENT_READ, wake)
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
 
@@ -139,10 +144,13 @@ class SelectorLoop:
         self._receiver.close()
         self._sender.close()
 
-    def _serve(self, endpoint: Endpoint | None, events: int) -> None:
+    def _serve(self, endpoint: Endpoint | Wake | None, events: int) -> None:
         if endpoint is None:
             with contextlib.suppress(BlockingIOError):
                 self._receiver.recv(WAKE_SIZE)
+            return
+        if isinstance(endpoint, Wake):
+            endpoint.drained()
             return
         if events & selectors.EVENT_WRITE:
             endpoint.on_writable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import time
@@ -10,11 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
+from xenpy.signals import handled
 from xenpy.testing.trace.wire import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from xenpy.signals import Wake
     from xenpy.testing.trace.record import Sink
     from xenpy.toolstack.client import Connection
 
@@ -34,13 +37,9 @@ def follow(identifier: str, sinks: Sequence[Sink], *, timeout_s: float | None = 
     with connect(identifier) as connection:
         connection.call("trace", **wanted)
         live = list(sinks)
-        handlers = {number: signal.signal(number, lambda *_: _let_go(connection)) for number in _SIGNALS}
-        try:
-            for line in _lines(connection, timeout_s):
+        with handled(_SIGNALS, lambda *_: _let_go(connection)) as wake:
+            for line in _lines(connection, wake, timeout_s):
                 _take(line, live, identifier)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
 
 def _let_go(connection: Connection) -> None:
@@ -49,24 +48,27 @@ def _let_go(connection: Connection) -> None:
         connection.socket.shutdown(socket.SHUT_WR)
 
 
-def _lines(connection: Connection, timeout_s: float | None) -> Iterator[bytes]:
+def _lines(connection: Connection, wake: Wake, timeout_s: float | None) -> Iterator[bytes]:
     rest = connection.take_rest()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     let_go = False
     while True:
         *lines, rest = rest.split(b"\n")
         yield from lines
-        if deadline is not None:
-            connection.socket.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
-            data = connection.socket.recv(_CHUNK)
-        except TimeoutError:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([connection.socket.fileno(), wake.fileno()], [], [], left)
+        if wake.fileno() in ready:
+            wake.drained()
+        if not ready:
             if let_go:
                 return
             let_go = True
             _let_go(connection)
             deadline = time.monotonic() + _LAST_WORDS_S
+        if connection.socket.fileno() not in ready:
             continue
+        try:
+            data = connection.socket.recv(_CHUNK)
         except OSError:
             return
         if not data:
