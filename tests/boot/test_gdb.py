@@ -71,7 +71,7 @@ def test_from_the_first_instruction_to_power_off(linux: xenpy.Guest, symbols: Pa
     linux.start()
     output = gdb(
         symbols, address, "info threads", "break start_kernel", "continue", "backtrace", "x/i $pc", "stepi", "p/x $pc",
-        "p/x *(unsigned char *)start_kernel", "set can-use-hw-watchpoints 0", "delete", "hbreak kernel_init", "continue ",
+        "p/x *(unsigned char *)start_kernel", "delete", "hbreak kernel_init", "continue ",
         "info registers rip cs gs_base cr3", "monitor info", "detach",
     )  # fmt: skip
     assert "(vCPU 1, offline)" in said(output, "info threads")
@@ -104,11 +104,13 @@ def test_a_kernel_that_runs(linux: xenpy.Guest, symbols: Path) -> None:
     linux.console.sendline("uname -m; sleep 2; uname -m; echo done$((6 * 7))")
     output = gdb(
         symbols, address, "break __x64_sys_newuname", "continue", "info threads", "stepi", "stepi", "stepi", "x/i $pc",
-        "set $before = $rsp", "watch *(long *)($rsp - 8)", "delete", "monitor evtchn", "detach",
+        "delete", "set can-use-hw-watchpoints 0", "watch *(long *)($rsp - 8)", "continue ", "delete ", "monitor evtchn", "detach",
     )  # fmt: skip
     assert "in __x64_sys_newuname ()" in said(output, "continue")
     assert said(output, "info threads").count("vCPU") == 2
     assert "__x64_sys_newuname" in said(output, "x/i $pc")
+    assert "Watchpoint 2" in said(output, "watch *(long *)($rsp - 8)")
+    assert re.search(r"Old value = -?\d+\nNew value = -?\d+\n", said(output, "continue ")), output
     assert re.search(r"virq vcpu=1 priority=\d virq=0", output)
     linux.console.expect("done42")
     assert "int3" not in linux.run("dmesg").stdout
@@ -119,6 +121,25 @@ def test_a_kernel_that_runs(linux: xenpy.Guest, symbols: Path) -> None:
     for row in shown:
         gva, type_, name = row.split()
         assert (int(gva, 16), type_) == (by_name[name].gva, by_name[name].type)
+
+
+def test_watchpoints(linux: xenpy.Guest, symbols: Path) -> None:
+    """Of a word that the timer changes, and of one on the stack, with two vCPUs in the guest."""
+    linux.start()
+    linux.run("true")
+    linux.console.sendline("while :; do :; done & while :; do :; done & echo busy$((6 * 7))")
+    linux.console.expect("busy42")
+    output = gdb(
+        symbols, linux.gdb(), "watch *(long *)&jiffies", "continue", "p/x $old = *(long *)&jiffies", "continue ",
+        "p *(long *)&jiffies > $old", "delete", "break __x64_sys_newuname", "detach",
+    )  # fmt: skip
+    assert "Hardware watchpoint 1" in said(output, "watch *(long *)&jiffies")
+    for command in ("continue", "continue "):
+        assert re.search(r"Old value = (\d+)\nNew value = (\d+)\n.*in \w+ \(\)", said(output, command)), output
+    assert said(output, "p *(long *)&jiffies > $old").strip() == "$2 = 1"
+    linux.wait_for(lambda: linux.domain.debugger is None, what="release")
+    assert linux.run("kill %1 %2; echo well").stdout.endswith("well\n")
+    assert not re.search("BUG:|Oops|detected stall", linux.run("dmesg").stdout)
 
 
 def test_a_process(linux: xenpy.Guest) -> None:
@@ -185,6 +206,15 @@ def test_a_debugger():
             assert gdb.ask(f"z0,{{SYMBOLS[name]:x}},1") == "OK"
             assert gdb.ask("vCont;s:1") == "T05thread:1;"
             assert SYMBOLS[name] < gdb.registers()["rip"] <= SYMBOLS[name] + 15
+        jiffies = SYMBOLS["jiffies"]
+        assert gdb.ask(f"Z2,{{jiffies:x}},8") == "OK"
+        seen = []
+        while len(seen) < 3:
+            stop = gdb.ask("vCont;c")
+            assert stop.endswith(f"watch:{{jiffies:x}};"), stop
+            seen.append(int.from_bytes(bytes.fromhex(gdb.ask(f"m{{jiffies:x}},8")), "little"))
+        assert seen == sorted(set(seen))
+        assert gdb.ask(f"z2,{{jiffies:x}},8") == "OK"
         assert gdb.ask("D") == "OK"
         assert guest.run("nproc").stdout == "2\\n"
 """
@@ -197,7 +227,8 @@ def test_a_debugger():
 )
 def test_a_pvh_kernel_in_the_emulated_host(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    symbols = {symbol.name: symbol.gva for symbol in kernel_symbols() if symbol.name in ("start_kernel", "kernel_init")}
+    names = "start_kernel", "kernel_init", "jiffies"
+    symbols = {symbol.name: symbol.gva for symbol in kernel_symbols() if symbol.name in names}
     suite = SUITE.format(
         root=str(root), symbols=symbols, kernel=str(images(KERNEL).kernel), ramdisk=str(ramdisk())
     )  # fmt: skip

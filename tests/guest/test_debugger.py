@@ -103,7 +103,8 @@ def test_registers_and_memory_are_written(kernel: Callable[[str], Kernel]) -> No
         assert gdb.registers()["xmm3"] == int.from_bytes(bytes(range(16)), "little")
         assert gdb.registers() == {**values, "xmm3": int.from_bytes(bytes(range(16)), "little")}
         assert gdb.ask("m7fff00000000,4") == "E01", "there is no memory"
-        assert gdb.ask("Z2,1000,4") == "", "there are no watchpoints"
+        assert gdb.ask("Z3,1000,4") == "", "what is read is not watched"
+        assert gdb.ask("Z2,7fff00000000,4") == "E01", "there is no memory"
         assert gdb.ask("D") == "OK"
         check(guest, "debug")
 
@@ -211,3 +212,32 @@ def test_a_guest_with_breakpoints_in_it_is_not_saved(kernel: Callable[[str], Ker
         assert gdb.ask(f"Z0,{debug.symbols['marker']:x},1") == "OK"
         with pytest.raises(HostError, match="while a debugger has it"):
             guest.snapshot()
+
+
+def number_at(gdb: Client, gva: int) -> int:
+    return int.from_bytes(bytes.fromhex(gdb.ask(f"m{gva:x},8")), "little")
+
+
+def test_a_watchpoint_stops_behind_each_store(kernel: Callable[[str], Kernel]) -> None:
+    debug = kernel("debug")
+    guest = debug.guest()
+    marker, counter = debug.symbols["marker"], debug.symbols["counter"]
+    address = guest.gdb()
+    with guest, Client(address) as gdb:
+        assert gdb.ask(f"Z2,{counter:x},8") == "OK"
+        for value in (1, 3, 6):
+            assert gdb.ask("vCont;c") == f"T05thread:1;watch:{counter:x};"
+            assert number_at(gdb, counter) == value
+            assert marker < gdb.registers()["rip"] < marker + 64
+        assert gdb.ask(f"z2,{counter:x},8") == "OK"
+        assert gdb.ask(f"Z0,{marker:x},1") == "OK"
+        assert gdb.ask("vCont;c") == "T05thread:1;swbreak:;"
+        assert gdb.ask(f"z0,{marker:x},1") == "OK"
+        assert gdb.ask(f"Z2,{counter + 4:x},4") == "OK"
+        stops = []
+        while number_at(gdb, counter) == 6:
+            stops.append(gdb.ask("vCont;s:1"))
+        assert stops[-1] == f"T05thread:1;watch:{counter + 4:x};"
+        assert set(stops[:-1]) <= {"T05thread:1;"}
+        assert gdb.ask("D") == "OK"
+        check(guest, "debug")

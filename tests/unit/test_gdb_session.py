@@ -233,6 +233,10 @@ def test_going_on_and_stopping(rig: Rig) -> None:
     assert rig.command(b"vCont;s:2") == {2: Action.STEP}
     rig.session.stopped(Stop.BREAKPOINT, 1)
     assert rig.sent == encode(b"T05thread:1;swbreak:;")
+    rig.sent.clear()
+    rig.command(b"vCont;c")
+    rig.session.stopped(Stop.WATCHPOINT, 2, 0xFFFF_8000_0000_1234)
+    assert rig.sent == encode(b"T05thread:2;watch:ffff800000001234;")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from xenpy.domain.watching import Watchpoints
 from xenpy.errors import HostError, XenError
 from xenpy.memory import PAGE_SIZE
 
@@ -33,16 +34,19 @@ class Trap(Enum):
     BREAKPOINT = "breakpoint"
     STEP = "step"
     INTERRUPT = "interrupt"
+    WATCHPOINT = "watchpoint"
 
 
 class Debugger:
     """What holds `domain`. Methods belong to the loop's thread but for `trapped` and `owns`, which are a vCPU's.
 
-    `on_stop(why, vcpu_id)` is called when all vCPUs stand still, `on_end()` when the domain has ended.
+    `on_stop(why, vcpu_id, gva)` is called when all vCPUs stand still, with the address of a watchpoint if it is one, `on_end()` when
+    the domain has ended.
     """
 
-    def __init__(self, domain: Domain, on_stop: Callable[[Trap, int], None], on_end: Callable[[], None]) -> None:
+    def __init__(self, domain: Domain, on_stop: Callable[[Trap, int, int], None], on_end: Callable[[], None]) -> None:
         self.domain = domain
+        self.watchpoints = Watchpoints(domain)
         self.holds = False
         """Whether all vCPUs are, or are about to be, kept from running."""
         self.ready = False
@@ -50,7 +54,7 @@ class Debugger:
         self._on_stop = on_stop
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._why: tuple[Trap, int] | None = None
+        self._why: tuple[Trap, int, int] | None = None
         self._stopped_at: int | None = None
         self._looks = False
         self._breakpoints: dict[int, tuple[int, int]] = {}
@@ -73,19 +77,29 @@ class Debugger:
 
     def on_next_stop(self, action: Callable[[], None]) -> None:
         """Call `action` when all vCPUs stand still, instead of telling the debugger, who is gone."""
-        self._on_stop = lambda _why, _vcpu_id: action()
+        self._on_stop = lambda _why, _vcpu_id, _gva: action()
 
-    def _hold(self, why: Trap, vcpu_id: int) -> None:
+    def _hold(self, why: Trap, vcpu_id: int, gva: int = 0) -> None:
         with self._lock:
             if self._why is None:
-                self._why = why, vcpu_id
+                self._why = why, vcpu_id, gva
             self.holds = True
 
     def trapped(self, vcpu: Vcpu, why: Trap) -> None:
         """Stop all vCPUs because one has come to a breakpoint or made its step; return when it is to go on. In its thread."""
-        self._hold(why, vcpu.vcpu_id)
-        self.domain.host.loop.call_soon(self._look)
+        if why is Trap.STEP and vcpu.caught is not None:
+            self.caught(vcpu)
+        else:
+            self._hold(why, vcpu.vcpu_id)
+            self.domain.host.loop.call_soon(self._look)
         self.domain.wait_unpaused(vcpu)
+
+    def caught(self, vcpu: Vcpu) -> None:
+        """Stop all vCPUs because one has seen what is watched change. In its thread."""
+        gva, vcpu.caught = vcpu.caught, None
+        if gva is not None:
+            self._hold(Trap.WATCHPOINT, vcpu.vcpu_id, gva)
+            self.domain.host.loop.call_soon(self._look)
 
     def _look(self) -> None:
         """Find out whether all vCPUs stand still."""
@@ -99,7 +113,7 @@ class Debugger:
             self._looks = True
             self.domain.host.loop.call_later(_AGAIN_S, self._look_again)
             return
-        why = self._why or (Trap.INTERRUPT, 0)
+        why = self._why or (Trap.INTERRUPT, 0, 0)
         self._why, self.ready = None, True
         self._stopped_at = self.domain.clock.now()
         for vcpu in running:
@@ -117,6 +131,7 @@ class Debugger:
         for vcpu in self.domain.vcpus:
             vcpu.held = vcpu.vcpu_id not in steps
             vcpu.arm(step=steps.get(vcpu.vcpu_id, False))
+        self.watchpoints.apply()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -141,8 +156,9 @@ class Debugger:
         if self.domain.debugger is not self:
             return
         if self.domain.ending is None:
+            self.watchpoints.drop()
             for vcpu in self.domain.vcpus:
-                vcpu.held = False
+                vcpu.held, vcpu.caught = False, None
                 vcpu.disarm()
         self._let_go()
         self.domain.debugger = None
@@ -154,6 +170,10 @@ class Debugger:
         self._on_end()
 
     # -- memory and breakpoints ---------------------------------------------------------------------------------------
+
+    def set_watchpoint(self, vcpu: Vcpu, gva: int, size: int) -> None:
+        """Stop whoever changes what is at an address, by the page tables that a vCPU has now. Raises XenError: EFAULT, EPERM, EINVAL."""
+        self.watchpoints.set(gva, size, self._pieces(vcpu, gva, size))
 
     def _pieces(self, vcpu: Vcpu, gva: int, size: int) -> Iterator[tuple[int, int]]:
         """Yield (gpa, size) within pages. Raises XenError(EFAULT)."""

@@ -94,6 +94,13 @@ class PvhVcpu(Vcpu):
         self.kvm.set_guest_debug(0)
         self._steps = False
 
+    def after_store(self, reason: int) -> int:
+        """Return Exit.DEBUG where a step has been made: KVM forgets to say so of instructions that it emulates."""
+        if not self._steps:
+            return reason
+        self.kvm.run.debug.exception = _DB
+        return Exit.DEBUG
+
     def breakpoint_at(self, gva: int) -> bytes:
         """Return the instruction that a debugger puts at an address where the guest is to stop.
 

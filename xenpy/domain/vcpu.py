@@ -56,6 +56,8 @@ class Vcpu(ABC):
         """Whether a debugger keeps this vCPU alone from running."""
         self.stands = False
         """Whether the thread is kept from running; set by itself."""
+        self.caught: int | None = None
+        """The address of a watchpoint whose change this vCPU has seen, until it stops for it."""
         self.time_area: int | None = None
         """The gpa of the second vcpu_time_info that the guest has registered."""
         self._requests: deque[Callable[[], None]] = deque()
@@ -118,6 +120,10 @@ class Vcpu(ABC):
     @abstractmethod
     def disarm(self) -> None:
         """Have exceptions be the guest's own again. While the vCPU stands still."""
+
+    def after_store(self, reason: int) -> int:
+        """Return what KVM_RUN would have returned after a store that we have carried out, instead of what it has returned."""
+        return reason
 
     @abstractmethod
     def block(self) -> None:
@@ -226,6 +232,8 @@ class Vcpu(ABC):
         """Do what a kick may have been for."""
         while self._requests:
             self._requests.popleft()()
+        if self.caught is not None and self.domain.debugger is not None:
+            self.domain.debugger.caught(self)
         if self.domain.stands or self.held:
             if self.domain.debugger is not None:
                 self.kvm.complete()  # the registers are those behind the instruction that left the guest
@@ -261,6 +269,11 @@ class Vcpu(ABC):
             return
         self.kvm.kick_after(delay)
         self._kick_at = now + delay if self.thread is not None else 0  # no thread yet, no timer
+
+    def kick_after(self, delay_ns: int) -> None:
+        """Have a kick come so soon, whenever the next timer is due. In the vCPU's thread."""
+        self.kvm.kick_after(delay_ns)
+        self._kick_at = time.monotonic_ns() + delay_ns
 
     def _set_online(self, online: bool) -> None:
         """Take note that the vCPU goes online or offline."""

@@ -78,9 +78,9 @@ class GdbServer:
         if target.ready:
             self._connection.begin()
 
-    def _on_stop(self, reason: Stop, thread: int) -> None:
+    def _on_stop(self, reason: Stop, thread: int, gva: int) -> None:
         if self._connection is not None:
-            self._connection.stopped(reason, thread)
+            self._connection.stopped(reason, thread, gva)
 
     def _on_end(self) -> None:
         if self._connection is not None:
@@ -129,9 +129,9 @@ class _Connection:
         unread, self._unread = self._unread, b""
         self._feed(unread)
 
-    def stopped(self, reason: Stop, thread: int) -> None:
+    def stopped(self, reason: Stop, thread: int, gva: int) -> None:
         """Pass on that the domain stands still."""
-        self._session.stopped(reason, thread)
+        self._session.stopped(reason, thread, gva)
         if not self._begun:
             self.begin()
 

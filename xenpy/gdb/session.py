@@ -31,6 +31,7 @@ class Stop(Enum):
     INTERRUPT = "02"
     TRAP = "05"
     BREAKPOINT = "05swbreak:;"
+    WATCHPOINT = "05watch:{:x};"
 
 
 class TargetError(Exception):
@@ -63,7 +64,7 @@ class Target(Protocol):
         """Write memory."""
 
     def insert(self, kind: int, thread: int, gva: int, size: int) -> bool:
-        """Set a breakpoint of a Z packet's kind; return False for a kind that cannot be had."""
+        """Set a breakpoint or watchpoint of a Z packet's kind; return False for a kind that cannot be had."""
 
     def remove(self, kind: int, thread: int, gva: int, size: int) -> bool:
         """Take a breakpoint away; return False for a kind that cannot be had."""
@@ -103,7 +104,7 @@ class Session:
         self._acknowledges = True
         self._last = b""
         self._running = False
-        self._stop = Stop.TRAP, 1
+        self._stop = Stop.TRAP, 1, 0
         self._thread = 1
         self._continue_thread = 0
         self._handlers: dict[bytes, Callable[[bytes], bytes | None]] = {
@@ -127,9 +128,9 @@ class Session:
             elif event is Signal.NAK and self._acknowledges and self._last:
                 self._send(self._last)
 
-    def stopped(self, reason: Stop, thread: int) -> None:
-        """Tell the debugger that the target, which was running, stands still."""
-        self._stop = reason, thread
+    def stopped(self, reason: Stop, thread: int, gva: int = 0) -> None:
+        """Tell the debugger that the target, which was running, stands still; because of a watchpoint at `gva`, if it is one."""
+        self._stop = reason, thread, gva
         self._thread, self._continue_thread = thread, 0
         if self._running:
             self._running = False
@@ -161,8 +162,8 @@ class Session:
         self._send(self._last)
 
     def _stop_reply(self) -> bytes:
-        reason, thread = self._stop
-        return f"T{reason.value[:2]}thread:{thread:x};{reason.value[2:]}".encode()
+        reason, thread, gva = self._stop
+        return f"T{reason.value[:2]}thread:{thread:x};{reason.value[2:].format(gva)}".encode()
 
     # -- registers ----------------------------------------------------------------------------------------------------
 

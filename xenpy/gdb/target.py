@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from xenpy.domain.vcpu import Vcpu
     from xenpy.loop import Loop
 
-SOFTWARE, HARDWARE = 0, 1
-"""Kinds of breakpoints. Those of hardware are made of INT3, too; watchpoints there are none."""
-_STOPS: Final = {Trap.BREAKPOINT: Stop.BREAKPOINT, Trap.STEP: Stop.TRAP, Trap.INTERRUPT: Stop.INTERRUPT}
+SOFTWARE, HARDWARE, WATCH_WRITE = 0, 1, 2
+"""Kinds of breakpoints. Those of hardware are made of INT3, too; watchpoints for what is read there are none."""
+_STOPS: Final = {
+    Trap.BREAKPOINT: Stop.BREAKPOINT, Trap.STEP: Stop.TRAP, Trap.INTERRUPT: Stop.INTERRUPT, Trap.WATCHPOINT: Stop.WATCHPOINT,
+}  # fmt: skip
 _GVA_LIMIT: Final = 1 << 64
 _ST_BYTES, _ST_STRIDE = 10, 16
 _RFLAGS_FIXED: Final = 1 << 1
@@ -30,11 +32,11 @@ _TAG_EMPTY: Final = 3
 
 
 class DomainTarget:
-    """A domain that is debugged. `on_stop(reason, thread)` and `on_end()` are called in the loop's thread."""
+    """A domain that is debugged. `on_stop(reason, thread, gva)` and `on_end()` are called in the loop's thread."""
 
-    def __init__(self, domain: Domain, on_stop: Callable[[Stop, int], None], on_end: Callable[[], None]) -> None:
+    def __init__(self, domain: Domain, on_stop: Callable[[Stop, int, int], None], on_end: Callable[[], None]) -> None:
         self._domain = domain
-        self._debugger = Debugger(domain, lambda why, vcpu_id: on_stop(_STOPS[why], vcpu_id + 1), on_end)
+        self._debugger = Debugger(domain, lambda why, vcpu_id, gva: on_stop(_STOPS[why], vcpu_id + 1, gva), on_end)
 
     @property
     def loop(self) -> Loop:
@@ -133,22 +135,27 @@ class DomainTarget:
             raise TargetError(error.reason) from None
 
     def insert(self, kind: int, thread: int, gva: int, size: int) -> bool:
-        """Set a breakpoint; return False for a watchpoint."""
-        del size  # of the instruction, which INT3 replaces the first byte of
-        if kind not in (SOFTWARE, HARDWARE):
-            return False
+        """Set a breakpoint or watchpoint; return False for a kind that cannot be had."""
         try:
-            self._debugger.set_breakpoint(self._vcpu(thread), _checked(gva))
+            if kind in (SOFTWARE, HARDWARE):
+                self._debugger.set_breakpoint(self._vcpu(thread), _checked(gva))
+            elif kind == WATCH_WRITE:
+                self._debugger.set_watchpoint(self._vcpu(thread), _checked(gva), size)
+            else:
+                return False
         except XenError as error:
             raise TargetError(error.reason) from None
         return True
 
     def remove(self, kind: int, thread: int, gva: int, size: int) -> bool:
-        """Take a breakpoint away; return False for a watchpoint."""
-        del thread, size
-        if kind not in (SOFTWARE, HARDWARE):
+        """Take a breakpoint or watchpoint away; return False for a kind that cannot be had."""
+        del thread
+        if kind in (SOFTWARE, HARDWARE):
+            self._debugger.clear_breakpoint(gva)
+        elif kind == WATCH_WRITE:
+            self._debugger.watchpoints.clear(gva, size)
+        else:
             return False
-        self._debugger.clear_breakpoint(gva)
         return True
 
     # -- running ------------------------------------------------------------------------------------------------------

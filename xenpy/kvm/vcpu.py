@@ -15,7 +15,7 @@ from xenpy.kvm.kick import KickTimer, kick
 from xenpy.kvm.system import checked_ioctl, pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from xenpy.kvm.vm import Vm
 
@@ -48,6 +48,8 @@ class KvmVcpu:
         self._kick_lock = threading.Lock()
         self._ident: int | None = None
         self._timer: KickTimer | None = None
+        self.enter: Callable[[], int] = self.run_guest
+        """What the vCPU's thread calls to run the guest; returns what `run_guest` does."""
         self._fetch()
 
     def _fetch(self) -> None:
@@ -71,7 +73,7 @@ class KvmVcpu:
             self._timer.close()
             self._timer = None
 
-    def enter(self) -> int:
+    def run_guest(self) -> int:
         """Run the guest; return the exit reason, or -errno: -EINTR when kicked, others when KVM failed."""
         result = libc.ioctl(self.fd, request.KVM_RUN, 0)
         return int(self.run.exit_reason) if result >= 0 else result

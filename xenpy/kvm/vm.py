@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from xenpy import libc
@@ -11,12 +12,12 @@ from xenpy.abi import _kvm_ioctl as request
 from xenpy.abi._kvm import ffi
 from xenpy.kvm.constants import KVM_MEM_READONLY, KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE, Cap
 from xenpy.kvm.system import checked_ioctl, pointer
+from xenpy.memory import PAGE_SIZE, Region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from xenpy.kvm.system import Kvm
-    from xenpy.memory import Region
 
 _TSS_GPA: Final = 0xFFFBD000
 """Three pages that Intel hosts without unrestricted guest need; the customary place, out of every guest's way."""
@@ -32,6 +33,8 @@ class Vm:
         self.fd = kvm.create_vm()
         self._slots: dict[int, int] = {}
         self._free_slots: list[int] = []
+        self._protected: dict[int, list[tuple[int, int]]] = {}
+        """The gpa of a region with read-only pages -> the slots it is made of, each (gpa, size)."""
         self._msi = ffi.new("struct kvm_msi *")
         self._msi_pointer = pointer(self._msi)
         self._setup_intel_areas()
@@ -75,6 +78,27 @@ class Vm:
         if not region.size:
             del self._slots[region.gpa]
             self._free_slots.append(slot)
+
+    def protect(self, region: Region, gpas: Sequence[int]) -> None:
+        """Have stores to pages of a region, given ascending, leave the guest as Exit.MMIO, and to its others not.
+
+        Not while a vCPU is in the guest: for a moment there is no such memory.
+        """
+        before = self._protected.pop(region.gpa, None)
+        if before is None and not gpas:
+            return
+        for gpa, _ in before or [(region.gpa, region.size)]:
+            self.set_region(replace(region, gpa=gpa, size=0))
+        slots, start, end = [], region.gpa, region.gpa + region.size
+        for gpa in (*gpas, end):
+            slots += [(start, gpa - start)] if start < gpa else []
+            slots += [(gpa, PAGE_SIZE)] if gpa < end else []
+            start = gpa + PAGE_SIZE
+        for gpa, size in slots:
+            hva, readonly = region.hva + gpa - region.gpa, region.readonly or gpa in gpas
+            self.set_region(Region(gpa, size, hva, readonly))
+        if gpas:
+            self._protected[region.gpa] = slots
 
     # -- interrupts ---------------------------------------------------------------------------------------------------
 

@@ -262,8 +262,7 @@ class PvVcpu(Faults, Contexts):
 
         An earlier kick would find the vCPU where it is now, again and again.
         """
-        self.kvm.kick_after(_RETRY_NS)
-        self._kick_at = time.monotonic_ns() + _RETRY_NS
+        self.kick_after(_RETRY_NS)
 
     def _near_breakpoint(self, rip: int) -> bool:
         """Tell whether the guest may have just executed INT3: KVM does not tell of software exceptions that it still has to deliver."""
