@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from mmu_rig import BASE, FREE, L1, PAGES, PRW, Rig
+from mmu_rig import BASE, FREE, L1, L3, L4, PAGES, PRW, Rig
 
 from xenpy import libc
 from xenpy.abi._libc import ffi
@@ -15,6 +15,7 @@ from xenpy.asm import Assembler, mem
 from xenpy.asm.registers import r8, r9, r10, rax, rbp, rbx, rdi, rdx, rsi
 from xenpy.errors import XenError
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.mmu.layout import ONE_TYPED
 from xenpy.shim.code import Guest
 from xenpy.shim.fast import FastCalls
 from xenpy.shim.layout import Page, State
@@ -55,6 +56,18 @@ class Ring0(HandsOn, Ring0Calls):
         self.a.inc(self.state(State.NEW_CR3), size=8)
 
 
+class Looking(Ring0):
+    """Loads of CR3 note what the old base's word is then, and have another vCPU give back a reference to it."""
+
+    def _load_base(self) -> None:
+        super()._load_base()
+        self.a.mov(rax, self.guest.frames_va)
+        self.a.mov(rdx, mem(rax, (L4 - BASE) * 8))
+        self.a.mov(self.state(State.CR2), rdx)
+        self.a.mov(rdx, ONE_TYPED)
+        self.a.lock.sub(mem(rax, (L4 - BASE) * 8), rdx)
+
+
 class Ring3(HandsOn, FastCalls):
     """Ring 3's, likewise."""
 
@@ -68,7 +81,7 @@ class Ring3(HandsOn, FastCalls):
 class Native:
     """A domain whose window is mapped in this process, with code for one ring in it."""
 
-    def __init__(self, kind: type[FastCalls]) -> None:
+    def __init__(self, kind: type[FastCalls], vcpus: int = 1) -> None:
         self.rig = Rig()
         self.rig.start()
         fd = os.memfd_create("window")
@@ -81,7 +94,7 @@ class Native:
         start = BASE << PAGE_SHIFT
         guest = Guest(
             self.window, self.window + Page.STATE * PAGE_SIZE, self.window + Page.ENTRY * PAGE_SIZE, words,
-            self.rig.memory.hva(start), BASE, PAGES, start, start + (PAGES << PAGE_SHIFT), 1, VERSION, kind is Ring3,
+            self.rig.memory.hva(start), BASE, PAGES, start, start + (PAGES << PAGE_SHIFT), vcpus, VERSION, kind is Ring3,
         )  # fmt: skip
         a = Assembler(self.window + Page.CODE * PAGE_SIZE)
         for reg in SAVED:
@@ -209,6 +222,72 @@ def test_a_base_has_no_bits_beyond_those_of_a_frame(native: Native, command: int
     assert (native.state[State.KERNEL_CR3], native.state[State.USER_CR3]) == (kernel, 0)
     assert native.rig.words.tolist() == before
     del keep
+
+
+def new_base(native: Native, command: int, mfn: int) -> int:
+    keep, address = words(command, mfn, 0)
+    result = native.call(MMUEXT_OP, address, 1, 0, DOMID_SELF)
+    del keep
+    return result
+
+
+def another_l4(native: Native, *, kernel: bool) -> int:
+    """Pin an L4 that shows what the first one does, in the role of one of the kernel's or of user mode's."""
+    native.rig.put(FREE, 0, L3 << PAGE_SHIFT | PRW)
+    native.rig.mmu.pin(FREE, 4, native.rig.checkpoint)
+    native.rig.mmu.types.set_role(FREE, kernel=kernel)
+    return FREE
+
+
+def uses(native: Native, mfn: int) -> int:
+    """Return how often a frame is used as its type."""
+    return native.rig.counts(mfn)[1]
+
+
+@pytest.mark.parametrize("kind", [Ring0, Ring3])
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_base_is_exchanged_for_another(kind: type[FastCalls], vcpus: int) -> None:
+    native = Native(kind, vcpus)
+    other = another_l4(native, kernel=True)
+    assert uses(native, L4) == 2
+    assert new_base(native, NEW_BASEPTR, other) == 0
+    assert native.state[State.KERNEL_CR3] == other << PAGE_SHIFT
+    assert native.state[State.INVLPG] == 1, "CR3 is loaded once"
+    assert uses(native, L4) == 1
+    assert uses(native, other) == 2
+    assert new_base(native, NEW_BASEPTR, L4) == 0
+    assert (uses(native, L4), uses(native, other)) == (2, 1)
+    native.close()
+
+
+@pytest.mark.parametrize("command", [NEW_BASEPTR, NEW_USER_BASEPTR])
+def test_the_last_reference_to_a_base_is_left_to_us(native: Native, command: int) -> None:
+    """The table has to be taken apart."""
+    other = another_l4(native, kernel=command == NEW_BASEPTR)
+    word = State.KERNEL_CR3 if command == NEW_BASEPTR else State.USER_CR3
+    native.state[word] = L4 << PAGE_SHIFT
+    native.rig.mmu.unpin(L4, native.rig.checkpoint)
+    assert uses(native, L4) == 1
+    assert new_base(native, command, other) == HANDED_ON
+    assert native.state[word] == other << PAGE_SHIFT
+    assert native.state[State.OWED] == L4 << PAGE_SHIFT
+    assert uses(native, L4) == 1
+    assert uses(native, other) == 2
+
+
+def test_a_base_is_held_until_cr3_holds_another_and_given_back_by_one_vcpu_only() -> None:
+    """The other vCPU, which ran on the table too, leaves it just then: of the two references one remains for us."""
+    native = Native(Looking, 2)
+    other = another_l4(native, kernel=True)
+    native.rig.mmu.take_base(L4, kernel=True)
+    native.rig.mmu.unpin(L4, native.rig.checkpoint)
+    before = native.rig.mmu.frames.word(L4)
+    assert uses(native, L4) == 2
+    assert new_base(native, NEW_BASEPTR, other) == HANDED_ON
+    assert native.state[State.CR2] == before
+    assert native.state[State.OWED] == L4 << PAGE_SHIFT
+    assert uses(native, L4) == 1
+    native.close()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from xenpy.pv.mmu.descriptors import FIRST_RESERVED_GDT_ENTRY, MAX_LDT_ENTRIES
 from xenpy.pv.mmu.entries import ENTRIES, is_guest_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenpy.hypercalls.call import Call
 
 _DESCRIPTOR: Final = 8
@@ -38,17 +40,27 @@ def update_descriptor(call: Call) -> None:
     mmu_of(call).write_descriptor(call.args[0], call.args[1])
 
 
+def check_ldt(gva: int, entries: int) -> None:
+    """Raise XenError(EINVAL) for an LDT that cannot be."""
+    if gva & PAGE_MASK or not is_guest_address(gva) or entries > MAX_LDT_ENTRIES:
+        raise XenError(Errno.EINVAL, f"an LDT of {entries} entries at {gva:#x}")
+
+
+def ldt_frames(translate: Callable[[int], int], gva: int, entries: int) -> list[int]:
+    """Return the frames of an LDT by what `translate` tells of its addresses, 0 for a page that is not there. Raises XenError(EINVAL)."""
+    check_ldt(gva, entries)
+    mfns = []
+    for page in range(gva, gva + entries * _DESCRIPTOR, PAGE_SIZE):
+        try:
+            mfns.append(translate(page) >> PAGE_SHIFT)
+        except XenError:
+            mfns.append(0)
+    return mfns
+
+
 def load_ldt(call: Call, gva: int, entries: int) -> None:
     """Load the calling vCPU's LDT. Raises XenError(EINVAL)."""
     mmu, vcpu = mmu_of(call), pv_vcpu(call)
     gva = gva if entries else 0
-    if gva & PAGE_MASK or not is_guest_address(gva) or entries > MAX_LDT_ENTRIES:
-        raise XenError(Errno.EINVAL, f"an LDT of {entries} entries at {gva:#x}")
-    mfns = []
-    for page in range(gva, gva + entries * _DESCRIPTOR, PAGE_SIZE):
-        try:
-            mfns.append(vcpu.translate(page) >> PAGE_SHIFT)
-        except XenError:
-            mfns.append(0)  # a page that is not mapped has no descriptors
-    mmu.tables_of(vcpu.vcpu_id).replace_ldt(mfns)
+    mmu.tables_of(vcpu.vcpu_id).replace_ldt(ldt_frames(vcpu.translate, gva, entries))
     vcpu.set_ldt(gva, entries)

@@ -5,15 +5,17 @@ Ref: xen/include/public/arch-x86/xen.h, struct vcpu_guest_context
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.domain.pv.bounce import RFLAGS_IF
 from xenpy.domain.pv.state import PvState, flat
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
+from xenpy.hypercalls.descriptors import check_ldt, ldt_frames
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT
-from xenpy.pv.paging import PTE_FRAME
+from xenpy.pv.paging import PTE_FRAME, is_canonical
 from xenpy.shim.layout import Selector
 
 if TYPE_CHECKING:
@@ -26,8 +28,24 @@ _VGCF_online: Final = 1 << 5
 _GPRS: Final = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "rip", "rsp",
 )  # fmt: skip
+_ADDRESSES: Final = (
+    "kernel_sp", "fs_base", "gs_base_kernel", "gs_base_user", "event_callback_eip", "syscall_callback_eip", "failsafe_callback_eip",
+)  # fmt: skip
+"""What must be canonical of a context, beside RIP, RSP and handlers."""
 _ENTRIES_PER_PAGE: Final = 512
 _GDT_ENTRIES_MAX: Final = 14 * _ENTRIES_PER_PAGE
+
+
+def _check(context: Any) -> None:
+    """Raise XenError(EINVAL) for a context that cannot be loaded, whatever its tables."""
+    if context.gdt_ents > _GDT_ENTRIES_MAX:
+        raise XenError(Errno.EINVAL, f"{context.gdt_ents} GDT entries")
+    check_ldt(int(context.ldt_base), int(context.ldt_ents))
+    addresses = [getattr(context, name) for name in _ADDRESSES]
+    addresses += [context.user_regs.rip, context.user_regs.rsp, *(trap.address for trap in context.trap_ctxt)]
+    for gva in addresses:
+        if not is_canonical(gva):
+            raise XenError(Errno.EINVAL, f"{gva:#x} is no address")
 
 
 class Contexts(PvState):
@@ -65,8 +83,7 @@ class Contexts(PvState):
         """Take struct vcpu_guest_context. Raises XenError: EEXIST if the vCPU has been initialised, EINVAL, and what its tables deserve."""
         if self._started:
             raise XenError(Errno.EEXIST, f"vCPU {self.vcpu_id} has been initialised already")
-        if context.gdt_ents > _GDT_ENTRIES_MAX:
-            raise XenError(Errno.EINVAL, f"{context.gdt_ents} GDT entries")
+        _check(context)  # all that may be refused, before anything is held
         mmu = self.domain.mmu
         frames = [int(context.gdt_frames[page]) for page in range(-(-context.gdt_ents // _ENTRIES_PER_PAGE))]
         kernel_l4, user_l4 = ((int(context.ctrlreg[number]) & PTE_FRAME) >> PAGE_SHIFT for number in (3, 1))
@@ -114,10 +131,11 @@ class Contexts(PvState):
         sregs.cr3 = self.kernel_l4 << PAGE_SHIFT
         self.set_ring3()
         self.set_gdt(gdt, int(context.gdt_ents))
-        if context.ldt_ents:
-            self.set_ldt(int(context.ldt_base), int(context.ldt_ents))
+        ldt = int(context.ldt_base), int(context.ldt_ents)
+        self.domain.mmu.tables_of(self.vcpu_id).replace_ldt(ldt_frames(self.translate, *ldt))
+        self.set_ldt(*ldt)
         for number in (0, 1, 2, 3, 6, 7):
-            if context.debugreg[number]:
+            with suppress(XenError):  # a value that cannot be is left out, as by Xen
                 self.set_debugreg(number, int(context.debugreg[number]))
 
     def up(self) -> None:

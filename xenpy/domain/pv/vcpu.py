@@ -171,6 +171,8 @@ class PvVcpu(Faults, Contexts):
         sregs, regs, run = self.kvm.sregs, self.kvm.regs, self.kvm.run
         cr3 = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
         load = self._flush or sregs.cr3 != cr3
+        if load:
+            self._leave_base()
         here = not self._ring0 and sregs.cs.selector == self.cs and sregs.ss.selector == self.ss
         if here and not (load or self._writes or self._invlpg is not None):
             return  # nothing is marked dirty that is not: writing registers makes KVM forget exceptions
@@ -204,6 +206,13 @@ class PvVcpu(Faults, Contexts):
         if not self._ring0:
             self._set_ring0()
         run.kvm_dirty_regs |= Sync.REGS
+
+    def _leave_base(self) -> None:
+        """Have CR3 hold a table that this vCPU refers to: any other may be none any more when the shim's first instructions run."""
+        sregs, kernel = self.kvm.sregs, self.kernel_l4 << PAGE_SHIFT
+        if sregs.cr3 not in (kernel, self.user_l4 << PAGE_SHIFT) and len(self.domain.pv_vcpus) > 1:
+            sregs.cr3 = kernel
+            self.kvm.run.kvm_dirty_regs |= Sync.SREGS
 
     def _set_ring0(self) -> None:
         sregs = self.kvm.sregs
@@ -400,8 +409,17 @@ class PvVcpu(Faults, Contexts):
         self.domain.writer = self
 
     def take_over(self) -> None:
-        """Be the vCPU in whose name page tables change, with its references as in-guest code has left them."""
+        """Be the vCPU in whose name page tables change, with all vCPUs' references as in-guest code has left them."""
         self.domain.writer = self
+        for vcpu in self.domain.pv_vcpus:
+            vcpu.note_moves()
+        owed = self._words[State.OWED]
+        if owed:
+            self._words[State.OWED] = 0
+            self.domain.mmu.types.put(owed >> PAGE_SHIFT, self._checkpoint)
+
+    def note_moves(self) -> None:
+        """Take note of bases that in-guest code has changed between. Under the host's lock."""
         now = self.kernel_l4, self.user_l4
         if now != self._held:
             for old, new, kernel in zip(self._held, now, (True, False), strict=True):

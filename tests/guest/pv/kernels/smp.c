@@ -7,6 +7,8 @@
 #define SECOND (1000 * MS)
 #define WINDOW (PLAYGROUND + 0x300000)
 #define ROUNDS 60
+#define DATA_32 0x00cff3000000fffful /* flat, of ring 3 */
+#define OF_LDT (1 << 3 | 4 | RPL)
 #define MARK 0x123456789
 
 static uint8_t stack[16384] __attribute__((aligned(16)));
@@ -15,6 +17,9 @@ static volatile unsigned runs, upcalls, faults;
 static volatile unsigned long seen_fs, seen_gs, seen_cr3, seen_rdi, seen_rsp, asked, answered, sum;
 static evtchn_port_t ipi;
 static struct vcpu_guest_context context;
+static uint64_t l4[512] PAGE_ALIGNED, ldt[512] PAGE_ALIGNED;
+static volatile unsigned long base; /* which the second vCPU is to run on */
+static volatile long base_result;
 static uint64_t of_fs = 0xf5, of_gs = 0x65;
 
 static void upcall(struct trap_frame *frame)
@@ -39,9 +44,12 @@ static void second(unsigned long argument)
     seen_gs = value;
     __asm__ volatile("mov %%cr3, %0" : "=r"(value));
     seen_cr3 = value;
+    __asm__ volatile("mov %w0, %%es" ::"r"(OF_LDT)); /* faults without the LDT */
     runs++;
     for (;;) {
         if (asked != answered) {
+            if (base)
+                base_result = mmuext(MMUEXT_NEW_BASEPTR, base, 0);
             sum = *(volatile uint64_t *)WINDOW;
             barrier();
             answered = asked;
@@ -115,6 +123,15 @@ TEST(bad_contexts)
     fill();
     context.gdt_ents = 14 * 512 + 1;
     CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    unsigned long *const addresses[] = {
+        (unsigned long *)&context.user_regs.rip, &context.kernel_sp, &context.event_callback_eip,
+        &context.failsafe_callback_eip, &context.syscall_callback_eip, (unsigned long *)&context.gs_base_kernel,
+        &context.trap_ctxt[14].address, &context.ldt_base};
+    for (unsigned i = 0; i < ARRAY_SIZE(addresses); i++) {
+        fill();
+        *addresses[i] = 0x8000000000000000;
+        CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    }
 }
 
 TEST(a_refused_context_holds_nothing)
@@ -124,12 +141,22 @@ TEST(a_refused_context_holds_nothing)
     REQUIRE(protect(gdt, PTE_RO_PAGE) == 0);
     CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
     CHECK_OK(protect(gdt, PTE_RW_PAGE));
+    REQUIRE(protect(gdt, PTE_RO_PAGE) == 0);
+    fill();
+    context.failsafe_callback_eip = 0x8000000000000000;
+    CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
+    CHECK_OK(protect(gdt, PTE_RW_PAGE));
 }
 
 TEST(initialise)
 {
     fill();
+    ldt[1] = DATA_32;
+    context.ldt_base = (unsigned long)ldt;
+    context.ldt_ents = 512;
+    context.debugreg[0] = 0xffff800000001000; /* which cannot be, and is left out */
     REQUIRE(protect(gdt, PTE_RO_PAGE) == 0);
+    REQUIRE(protect(ldt, PTE_RO_PAGE) == 0);
     CHECK_OK(vcpu_op(VCPUOP_initialise, 1, &context));
     CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EEXIST);
     CHECK_EQ(vcpu_op(VCPUOP_is_up, 1, 0), 0);
@@ -218,6 +245,33 @@ TEST(it_forgets_a_writable_mapping_before_the_frame_is_a_table)
         CHECK_OK(protect(b_page, PTE_RW_PAGE));
         CHECK_OK(update_va((void *)WINDOW, pte(b_page, PTE_RW_PAGE), UVMF_INVLPG | UVMF_ALL));
     }
+}
+
+/* Nobody but the two vCPUs holds the table then: who leaves it last has it taken apart, or it could not be mapped writable any more. */
+TEST(two_vcpus_leave_a_base_at_once)
+{
+    unsigned long value, first = mfn_of((void *)xen_start->pt_base), second_l4 = mfn_of(l4);
+    for (unsigned slot = 0; slot < 512; slot++)
+        if (slot < 256 || slot >= 272)
+            l4[slot] = ((uint64_t *)xen_start->pt_base)[slot];
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        CHECK_OK(protect(l4, PTE_RO_PAGE));
+        CHECK_OK(PIN(4, l4));
+        CHECK_OK(mmuext(MMUEXT_NEW_BASEPTR, second_l4, 0));
+        base = second_l4;
+        CHECK(ask(&value));
+        CHECK_OK(base_result);
+        CHECK_OK(UNPIN(l4));
+        base = first;
+        asked++;
+        CHECK_OK(mmuext(MMUEXT_NEW_BASEPTR, first, 0));
+        for (uint64_t end = system_time() + 5 * SECOND; answered != asked && system_time() < end;)
+            ;
+        CHECK_EQ(answered, asked);
+        CHECK_OK(base_result);
+        CHECK_OK(protect(l4, PTE_RW_PAGE));
+    }
+    base = 0;
 }
 
 TEST(down_and_up)
