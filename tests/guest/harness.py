@@ -167,6 +167,8 @@ class Runs:
         return self._results[key]
 
 
+CMDLINE = "first second=2"
+"""That of PV kernels that are not told anything in particular."""
 PV_MODES = {
     "syscall": (),
     "page": ("-DHYPERCALL_PAGE", "-mcmodel=kernel", "-Wl,--defsym=VIRT_BASE=0xffffffff80000000"),
@@ -188,7 +190,7 @@ class PvRuns:
         key = (kernel, mode)
         if key not in self._results:
             vcpus = 2 if kernel in kernels.TWO_VCPUS else 1
-            extra = 'cmdline="first second=2"'
+            extra = f'cmdline="{CMDLINE}"'
             elf = self.elf(kernel, mode)
             self._results[key] = run_kernel(elf, kind="pv", vcpus=vcpus, memory=24, config_extra=extra, timeout=60)
         return self._results[key]

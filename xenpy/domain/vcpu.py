@@ -202,6 +202,8 @@ class Vcpu(ABC):
             self.account.adopt_thread()
             self.rearm()
             self._loop()
+        except DomainDying:
+            pass
         except Exception as error:  # a bug of ours must cost this guest only
             self.domain.internal_error(error)
         finally:

@@ -13,6 +13,8 @@ from xenpy.errors import Errno, XenError
 from xenpy.memory import PAGE_SIZE, Frame, GuestMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenpy.framepool import FramePool
 
 LEGACY_MAX_VCPUS: Final = 32
@@ -118,6 +120,8 @@ class SharedInfo:
         self.hva = frames.hva(self.frame)
         self.layout = LAYOUT_64
         self._memory = memory
+        self.hold: Callable[[int], bool] = lambda _gfn: True
+        """Tells whether a gfn is memory that the guest may write to, and has it stay that."""
         self._parking = frames.allocate()  # vcpu_info of vCPUs beyond the legacy 32 until they register one
         self._parking_view = frames.view(self._parking)
         self._parking_hva = frames.hva(self._parking)
@@ -154,6 +158,8 @@ class SharedInfo:
             view = self._memory.view(gpa, VCPU_INFO_SIZE)
         except XenError as error:
             raise XenError(Errno.EINVAL, error.reason) from None
+        if not self.hold(gfn):
+            raise XenError(Errno.EINVAL, f"gfn {gfn:#x} is no memory that the guest may write to")
         parked = old.hva == self._parking_hva
         new = VcpuInfo(self.layout, self._memory.hva(gpa), view, gpa)
         view[:] = bytes(VCPU_INFO_SIZE) if parked else old.view

@@ -1,6 +1,6 @@
 """Runs PV kernels one after the other and prints what came of each: for where many are to be run by one command.
 
-Arguments: for each kernel its key, its ELF file and how many vCPUs it wants. Output: a line of JSON for each.
+Arguments: for each kernel its key, its ELF file, how many vCPUs it wants, and its command line. Output: a line of JSON for each.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TIMEOUT: Final = 120
 
 def main(arguments: list[str]) -> None:
     """Run the kernels."""
-    for key, elf, vcpus in zip(arguments[::3], arguments[1::3], arguments[2::3], strict=True):
-        extra = 'cmdline="first second=2"'
+    for key, elf, vcpus, cmdline in zip(*(arguments[index::4] for index in range(4)), strict=True):
+        extra = f'cmdline="{cmdline}"'
         result = run_kernel(Path(elf), kind="pv", vcpus=int(vcpus), memory=24, config_extra=extra, timeout=_TIMEOUT)
         told = asdict(result) | {
             "ending": result.ending and str(result.ending),

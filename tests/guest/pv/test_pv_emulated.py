@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import build
 import pytest
-from harness import PV_MODES, Result, check
+from harness import CMDLINE, PV_MODES, Result, check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ def results(emulated_host: EmulatedHost, builder: build.Builder) -> Mapping[str,
     arguments = []
     for name in _KERNELS:
         elf = builder.build(name, 64, build.PV, PV_MODES["syscall"])
-        arguments += [name, str(elf), str(2 if name in build.TWO_VCPUS else 1)]
+        arguments += [name, str(elf), str(2 if name in build.TWO_VCPUS else 1), CMDLINE]
     done = emulated_host.run([sys.executable, str(_SCRIPT), *arguments], timeout=_TIMEOUT)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
     told = [json.loads(line) for line in done.stdout.splitlines()]

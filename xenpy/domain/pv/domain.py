@@ -12,6 +12,7 @@ from xenpy.builder.pv import build_pv, fill_m2p, set_event_channels
 from xenpy.builder.pv_patch import make_patches
 from xenpy.builder.pv_stubs import pv_hypercall_page
 from xenpy.domain.domain import Domain
+from xenpy.domain.ending import End, Ending
 from xenpy.domain.inguest import InGuest
 from xenpy.domain.pv.cpuid import CpuidTable, policy, xcr0
 from xenpy.domain.pv.granted import GrantedPages
@@ -22,7 +23,7 @@ from xenpy.kvm.constants import Cap
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.emulate import Ports
 from xenpy.pv.mmu.entries import XEN_SLOTS
-from xenpy.pv.mmu.layout import FrameType, refs_of, type_of
+from xenpy.pv.mmu.layout import FrameType, refs_of, type_name, type_of
 from xenpy.pv.mmu.mmu import Mmu
 from xenpy.pv.mmu.protocols import Mappable
 from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, VCPU_INFO_SIZE
@@ -137,6 +138,17 @@ class PvDomain(Domain):
             self.memory, self.shim.frames[:pages], BASE_MFN, self.m2p, store=self._store, mappable=self._mappable,
             fill_hypervisor_slots=self._fill_slots,
         )  # fmt: skip
+        self.mmu.frames.on_stuck = self._stuck
+        self.shared_info.hold = self._hold_own
+        self.ram = range(BASE_MFN << PAGE_SHIFT, BASE_MFN + pages << PAGE_SHIFT)
+        """The guest's RAM in the guest-physical space. Its page tables may name what they like, where its kernel can write to them."""
+
+    def _stuck(self, mfn: int) -> None:
+        self.end(Ending(End.CRASH, f"it keeps the word of mfn {mfn:#x} in the frame table locked"))
+
+    def _hold_own(self, mfn: int) -> bool:
+        """Have a frame of the guest's stay writable memory; tell whether it is that."""
+        return mfn << PAGE_SHIFT in self.ram and self.mmu.hold_writable(mfn)
 
     def _patch(self, kernel: KernelImage) -> None:
         """Have the kernel call in-guest code without SYSCALL, where that can be, and not fault in vain."""
@@ -193,8 +205,7 @@ class PvDomain(Domain):
         for mfn in range(BASE_MFN, len(self.m2p)):
             if self.m2p[mfn] == pfn:
                 word = self.mmu.frames.word(mfn)
-                use = FrameType(type_of(word)).name
-                return f"pfn {pfn:#x}: mfn {mfn:#x}, used as {use}, {refs_of(word)} references"
+                return f"pfn {pfn:#x}: mfn {mfn:#x}, used as {type_name(word)}, {refs_of(word)} references"
         return f"pfn {pfn:#x}: no frame"
 
     def check_writable(self, gpa: int) -> None:

@@ -148,11 +148,14 @@ class Faults(Bounces):
         """Tell whether the tables permit what faulted, so that a translation from before their last change is to blame."""
         if gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS or error & _PF_RESERVED:
             return False
-        words = self.domain.memory.u64
+        words, ram = self.domain.memory.u64, self.domain.ram
         entry = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
         needed = PTE_PRESENT | PTE_USER | (PTE_RW if error & _PF_WRITE else 0)
         for shift in (39, 30, 21, 12):
-            entry = words[(entry & PTE_FRAME) + (gva >> shift & 511) * 8 >> 3]
+            table = entry & PTE_FRAME
+            if table not in ram:
+                return False
+            entry = words[table + (gva >> shift & 511) * 8 >> 3]
             if entry & needed != needed or (error & _PF_FETCH and entry & PTE_NX):
                 return False
         here = int(self.kvm.regs.rip), gva

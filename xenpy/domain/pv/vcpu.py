@@ -172,7 +172,7 @@ class PvVcpu(Faults, Contexts):
         cr3 = (self.kernel_l4 if self.in_kernel else self.user_l4) << PAGE_SHIFT
         load = self._flush or sregs.cr3 != cr3
         if load:
-            self._leave_base()
+            self._check_base(cr3)
         here = not self._ring0 and sregs.cs.selector == self.cs and sregs.ss.selector == self.ss
         if here and not (load or self._writes or self._invlpg is not None):
             return  # nothing is marked dirty that is not: writing registers makes KVM forget exceptions
@@ -207,8 +207,15 @@ class PvVcpu(Faults, Contexts):
             self._set_ring0()
         run.kvm_dirty_regs |= Sync.REGS
 
-    def _leave_base(self) -> None:
-        """Have CR3 hold a table that this vCPU refers to: any other may be none any more when the shim's first instructions run."""
+    def _check_base(self, cr3: int) -> None:
+        """Have CR3 hold a table that this vCPU refers to: any other may be none any more when the shim's first instructions run.
+
+        Ends the domain if what is to be loaded is no table: on some hosts a kernel can write what it likes to its State.
+        """
+        if cr3 not in self.domain.ram:
+            self._in_guest = False  # nobody is to wait for us with the lock
+            self.domain.end(Ending(End.CRASH, f"its page tables are to be at gpa {cr3:#x}, where it has no memory"))
+            raise DomainDying
         sregs, kernel = self.kvm.sregs, self.kernel_l4 << PAGE_SHIFT
         if sregs.cr3 not in (kernel, self.user_l4 << PAGE_SHIFT) and len(self.domain.pv_vcpus) > 1:
             sregs.cr3 = kernel
@@ -373,7 +380,8 @@ class PvVcpu(Faults, Contexts):
             regs.rax = self.window.state[State.SAVED_RAX]
         elif not words or not self._is_iretq(words[0] - self.window.va):
             detail = f"exception {vector} in the shim at {words[:1]}, rsp {int(regs.rsp):#x}, cr2 {int(self.kvm.sregs.cr2):#x}"
-            self.domain.end(Ending(End.INTERNAL, detail))
+            wild = any(mfn << PAGE_SHIFT not in self.domain.ram for mfn in (self.kernel_l4, self.user_l4) if mfn)
+            self.domain.end(Ending(End.CRASH if wild else End.INTERNAL, detail))
             raise DomainDying
         regs.rip, self.cs, regs.rflags, regs.rsp, self.ss = frame
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
@@ -476,12 +484,15 @@ class PvVcpu(Faults, Contexts):
         return self._walk(self.kernel_l4 if self.in_kernel else self.user_l4, gva, write=write)
 
     def _walk(self, l4: int, gva: int, *, write: bool) -> int:
-        words = self.domain.memory.u64
+        words, ram = self.domain.memory.u64, self.domain.ram
         if not l4 or gva >> 47 not in (0, 0x1FFFF) or (gva >> 39 & 511) in XEN_SLOTS:
             raise XenError(Errno.EFAULT, f"gva {gva:#x} is not the guest's")
         entry = l4 << PAGE_SHIFT
         for shift in (39, 30, 21, 12):
-            entry = words[(entry & PTE_FRAME) + (gva >> shift & 511) * 8 >> 3]
+            table = entry & PTE_FRAME
+            if table not in ram:
+                raise XenError(Errno.EFAULT, f"gva {gva:#x} is mapped by a table at gpa {table:#x}")
+            entry = words[table + (gva >> shift & 511) * 8 >> 3]
             if not entry & PTE_PRESENT or (write and not entry & PTE_RW) or (entry & PTE_PSE and shift != _L1_SHIFT):
                 raise XenError(Errno.EFAULT, f"gva {gva:#x} is not mapped")
         return entry & PTE_FRAME | gva & 0xFFF

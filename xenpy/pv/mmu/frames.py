@@ -5,7 +5,7 @@ Ref: `layout` for the word
 
 from __future__ import annotations
 
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi._libc import ffi
@@ -42,8 +42,13 @@ _AVAILABLE: Final = OWNED | REFS_FULL
 _WORDS_SHIFT: Final = PAGE_SHIFT - 3
 
 
+_ALL_BITS: Final = (1 << 64) - 1
+_PATIENCE_S: Final = 20
+"""So long does nobody hold a frame, on however busy a host."""
+
+
 def _ignore(_mfn: int) -> None:
-    """Do nothing with a frame that has become free."""
+    """Do nothing with a frame that has become free, or is stuck."""
 
 
 class FrameTable:
@@ -69,6 +74,7 @@ class FrameTable:
         self.store = store
         self.mappable = mappable
         self.on_free: Callable[[int], None] = _ignore
+        self.on_stuck: Callable[[int], None] = _ignore
         self.mismatches = 0
         with ffi.from_buffer(words) as array:  # `words` itself keeps the memory where it is
             first_hva = int(ffi.cast("uintptr_t", array))
@@ -93,20 +99,29 @@ class FrameTable:
                 return word
 
     def lock(self, mfn: int) -> None:
-        """Take the LOCKED bit of a frame, which code in the guest holds for less than a microsecond at a time."""
+        """Take the LOCKED bit of a frame."""
         while set_bit(self._hva + mfn * 8, LOCKED_BIT):
-            sleep(0)
+            self.await_unlocked(mfn)
 
     def unlock(self, mfn: int) -> None:
         """Release the LOCKED bit of a frame."""
         clear_bit(self._hva + mfn * 8, LOCKED_BIT)
 
-    def await_unlocked(self, word: int) -> bool:
-        """Tell whether a word is locked, after giving its holder time."""
-        if word & LOCKED:
+    def await_unlocked(self, mfn: int) -> bool:
+        """Tell whether a frame was LOCKED, after waiting until it is not.
+
+        In-guest code holds one for less than a microsecond of its vCPU's time. A kernel that can write to the words could lock one for
+        ever, which `on_stuck` hears of.
+        """
+        if not self.word(mfn) & LOCKED:
+            return False
+        deadline = monotonic() + _PATIENCE_S
+        while self.word(mfn) & LOCKED:
             sleep(0)
-            return True
-        return False
+            if monotonic() > deadline:
+                self.on_stuck(mfn)
+                self.unlock(mfn)
+        return True
 
     # -- references ---------------------------------------------------------------------------------------------------
 
@@ -160,7 +175,9 @@ class FrameTable:
 
     def drop_typed(self, mfn: int, word: int) -> bool:
         """Take one use as its type off the word of a frame if it still is `word`; the last one leaves it without type."""
-        new = word - ONE_TYPED
+        new = (
+            word - ONE_TYPED & _ALL_BITS
+        )  # a word that the guest has written may say that it has fewer references than uses
         if not new & COUNT_MASK:
             new &= ~(TYPE_MASK | VALIDATED)
         if not self.exchange(mfn, word, new):

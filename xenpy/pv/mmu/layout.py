@@ -60,6 +60,12 @@ def type_of(word: int) -> int:
     return (word & TYPE_MASK) >> TYPE_SHIFT if word & COUNT_MASK else FrameType.NONE
 
 
+def type_name(word: int) -> str:
+    """Return what a word says that its frame is, whatever it says: on some hosts a kernel can write to it."""
+    kind = type_of(word)
+    return FrameType(kind).name if kind in FrameType.__members__.values() else f"type {kind}"
+
+
 def refs_of(word: int) -> int:
     """Return how many references a word counts."""
     return word >> REFS_SHIFT & REFS_FIELD

@@ -60,9 +60,9 @@ class Reservation:
         return bool(word & OWNED)
 
     def _freed(self, mfn: int) -> None:
-        self._memory.release(mfn)
-        self._mmu.m2p[mfn] = INVALID_M2P_ENTRY
-        self._returned.append(mfn)
+        if self._memory.release(mfn):  # or a guest that can write to the frame table has had it freed before
+            self._mmu.m2p[mfn] = INVALID_M2P_ENTRY
+            self._returned.append(mfn)
 
     # -- getting ------------------------------------------------------------------------------------------------------
 

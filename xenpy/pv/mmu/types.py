@@ -24,6 +24,7 @@ from xenpy.pv.mmu.layout import (
     VALIDATED,
     WAS_TABLE,
     FrameType,
+    type_name,
     type_of,
 )
 from xenpy.pv.paging import PTE_RW
@@ -84,12 +85,10 @@ class PageTypes:
                 new = word & ~(TYPE_MASK | VALIDATED | KERNEL_ROLE) | kind << TYPE_SHIFT
                 if kind <= ROOT_LEVEL:
                     new |= WAS_TABLE
-                if not frames.await_unlocked(word) and frames.exchange(mfn, word, new + ONE_TYPED):
+                if not frames.await_unlocked(mfn) and frames.exchange(mfn, word, new + ONE_TYPED):
                     break
             elif type_of(word) != kind:
-                raise XenError(
-                    Errno.EINVAL, f"mfn {mfn:#x} is {FrameType(type_of(word)).name}, not {FrameType(kind).name}"
-                )
+                raise XenError(Errno.EINVAL, f"mfn {mfn:#x} is {type_name(word)}, not {FrameType(kind).name}")
             elif not word & VALIDATED:
                 self._wait(mfn, checkpoint)
             elif frames.exchange(mfn, word, word + ONE_TYPED):
@@ -124,7 +123,7 @@ class PageTypes:
                     frames.mismatches += 1
                     return False
                 self._wait(mfn, checkpoint)
-            elif not frames.await_unlocked(word) and frames.exchange(mfn, word, word & ~VALIDATED):
+            elif not frames.await_unlocked(mfn) and frames.exchange(mfn, word, word & ~VALIDATED):
                 break
         self._busy[mfn] = get_ident()
         try:

@@ -52,6 +52,16 @@ TEST(every_slot_of_the_hypervisor_is_out_of_reach)
             CHECK_OUT_OF_REACH(CANONICAL | slot << SLOT_SHIFT | offsets[i]);
 }
 
+/* What the hypervisor writes to by itself must be the guest's own memory, and none that is checked. */
+TEST(vcpu_info_is_in_plain_memory)
+{
+    const unsigned long frames[] = {mfn_of((void *)xen_start->pt_base), 0x40000, xen_start->shared_info / PAGE_SIZE, NO_MFN};
+    for (unsigned i = 0; i < ARRAY_SIZE(frames); i++) {
+        struct vcpu_register_vcpu_info op = {.mfn = frames[i]};
+        CHECK_EQ(vcpu_op(VCPUOP_register_vcpu_info, 0, &op), -(long)XEN_EINVAL);
+    }
+}
+
 /* The slot that holds the M2P holds all the rest: look through it in steps. */
 TEST(windows_are_out_of_reach_page_by_page)
 {
