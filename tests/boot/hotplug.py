@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from xenpy.config import build, parse_text
 from xenpy.config.disk import DiskConfig
+from xenpy.devices.vbd.backend import VbdBackend
 from xenpy.host import Guest, Host
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Run:
         assert self.image.read_bytes().startswith(b"hello from the guest\n")
         os.truncate(self.image, 2 * MIB)
         disk = self.guest.devices.find("vbd", XVDB)
-        assert disk is not None
-        assert disk.resize()  # type: ignore[attr-defined]
+        assert isinstance(disk, VbdBackend)
+        assert disk.resize()
 
     def unplug(self) -> None:
         self.guest.devices.unplug("vbd", XVDB)

@@ -96,7 +96,8 @@ class Server:
 
 def _kept(device: object) -> int | None:
     """Return the process of an isolated disk or interface, if there is one at the moment."""
-    serving = device.connection if isinstance(device, VbdBackend) else device.station  # type: ignore[attr-defined]
+    assert isinstance(device, VbdBackend | Vif)
+    serving = device.connection if isinstance(device, VbdBackend) else device.station
     if not isinstance(serving, IsolatedDisk | IsolatedNet) or serving.keeper is None:
         return None
     process = serving.keeper.process

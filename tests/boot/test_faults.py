@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 import re
+import shutil
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +16,13 @@ import pytest
 import xenpy
 from tests.conftest import images
 from xenpy.config.disk import DiskConfig
+from xenpy.config.vif import VifConfig
+from xenpy.devices.vbd.backend import VbdBackend
 from xenpy.devices.vbd.connection import Threads
+from xenpy.devices.vbd.isolated import Isolated as IsolatedDisk
+from xenpy.devices.vif.backend import Vif
+from xenpy.devices.vif.isolated import Isolated as IsolatedNet
+from xenpy.devices.vif.usernet import network_of
 from xenpy.initramfs import make_initramfs
 from xenpy.testing.faults import inject
 from xenpy.testing.trace import trace
@@ -25,6 +37,7 @@ KERNEL = "debian-6.12-cloud"
 TIMEOUT = 120
 XVDA, XVDB = 202 << 8, 202 << 8 | 16
 READ = "dd if=/dev/xvda of=/dev/null bs=4k count=4 iflag=direct 2>&1"
+FETCHED = random.Random(1).randbytes(2 << 20)
 WRITE = "dd if=/dev/zero of=/dev/xvda bs=4k count=4 oflag=direct 2>&1"
 
 
@@ -34,12 +47,12 @@ def host() -> Iterator[xenpy.Host]:
         yield host
 
 
-def boot(host: xenpy.Host, name: str, **settings: object) -> xenpy.Guest:
+def boot(host: xenpy.Host, name: str, *disks: str) -> xenpy.Guest:
     kernel = images(KERNEL)
     ramdisk = make_initramfs(images=kernel, modules=["xen-blkfront", "xen-netfront"])
     return xenpy.Guest.from_kernel(
         kernel.kernel, host=host, type="pv", name=name, memory=192, timeout=TIMEOUT, ramdisk=ramdisk,
-        cmdline="console=hvc0 quiet", vif=["bridge=lab"], **settings,  # type: ignore[arg-type]
+        cmdline="console=hvc0 quiet", vif=["bridge=lab"], disk=disks,
     )  # fmt: skip
 
 
@@ -47,7 +60,7 @@ def boot(host: xenpy.Host, name: str, **settings: object) -> xenpy.Guest:
 def linux(host: xenpy.Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[xenpy.Guest]:
     image = tmp_path_factory.mktemp("faults") / "disk"
     image.write_bytes(bytes(8 << 20))
-    with boot(host, "struck", disk=[f"{image},raw,xvda,rw"]) as guest:
+    with boot(host, "struck", f"{image},raw,xvda,rw") as guest:
         succeed(guest, "ip addr add 10.9.0.1/24 dev eth0 && ip link set eth0 up && [ -b /dev/xvda ]")
         yield guest
 
@@ -177,8 +190,9 @@ def second_disk(linux: xenpy.Guest, tmp_path: Path) -> Iterator[None]:
 
 def test_a_backend_that_is_killed_comes_back(linux: xenpy.Guest, second_disk: None) -> None:
     disk = linux.devices.find("vbd", XVDB)
-    assert disk is not None
-    keeper = disk.connection.keeper  # type: ignore[attr-defined]
+    assert isinstance(disk, VbdBackend)
+    assert isinstance(disk.connection, IsolatedDisk)
+    keeper = disk.connection.keeper
     with inject(linux, "device=vbd/51728:kill", "device=vbd/51728:kill:at=100ms") as injected:
         for _ in range(3):
             succeed(linux, "dd if=/dev/xvdb of=/dev/null bs=4k count=64 iflag=direct")
@@ -206,6 +220,47 @@ def test_a_cable_is_pulled_and_put_back(linux: xenpy.Guest, neighbour: xenpy.Gue
         assert linux.xenstore.read(f"/local/domain/0/backend/vif/{linux.domid}/0/carrier") == "0"
     with inject(linux, "device=vif/0:up"):
         succeed(linux, "until ping -c 1 -W 1 10.9.0.2 >/dev/null; do :; done")
+
+
+class Giver(BaseHTTPRequestHandler):
+    """Gives whoever asks what there is to fetch."""
+
+    def do_GET(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+        self.wfile.write(FETCHED)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing."""
+
+
+@pytest.mark.skipif(not shutil.which("passt"), reason="passt is not installed")
+def test_an_interface_whose_process_is_killed_stays(linux: xenpy.Guest) -> None:
+    """Netfront hears nothing of it: no new handshake, no carrier lost, and connections go on."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Giver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = VifConfig(1, "00:16:3e:00:00:42")
+        net = network_of(config)
+        vif = linux.devices.plug("vif", config)
+        assert isinstance(vif, Vif)
+        succeed(linux, f"until ip link set eth1 up 2>/dev/null; do sleep .1; done; ip addr add {net.guest} dev eth1")
+        fetch = f"wget -q -O - http://{net.gateway}:{server.server_port}/ | md5sum; cat /sys/class/net/eth1/ifindex"
+        look = "cat /sys/bus/xen/devices/vif-1/state /sys/class/net/eth1/carrier_changes; dmesg | wc -l"
+        expected = linux.run(fetch).stdout
+        assert hashlib.md5(FETCHED).hexdigest() in expected
+        before = linux.run(look).stdout
+        assert isinstance(vif.station, IsolatedNet)
+        keeper = vif.station.keeper
+        assert keeper is not None
+        with inject(linux, "device=vif/1:kill", "device=vif/1:kill:at=100ms", "device=vif/1:kill:at=300ms") as injected:
+            while len(injected.faults) < 3 or keeper.deaths < 3:
+                assert linux.run(fetch).stdout == expected
+        assert linux.run(fetch).stdout == expected
+        assert linux.run(look).stdout == before
+        assert before.startswith("Connected\n")
+        linux.devices.unplug("vif", 1)
+        succeed(linux, "while [ -e /sys/class/net/eth1 ]; do sleep .1; done")
+        server.shutdown()
 
 
 def test_frames_are_lost_twice_and_late(linux: xenpy.Guest, neighbour: xenpy.Guest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,8 @@ from xenpy.pv.time import MAX_PERIOD_NS, MIN_PERIOD_NS, SystemClock, VcpuTimers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from xenpy.domain.domain import Domain
 
 MS = 1_000_000
 
@@ -243,7 +245,7 @@ class Dog:
         self.clock = StoppedClock()
         self.host = SimpleNamespace(loop=FakeLoop())
         self.ended: list[str] = []
-        self.watchdogs = Watchdogs(self)  # type: ignore[arg-type]
+        self.watchdogs = Watchdogs(cast("Domain", self))
 
     def shutdown(self, _reason: int, detail: str) -> None:
         self.ended.append(detail)

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from xenpy.devices.console import ConsoleRing
     from xenpy.toolstack.registry import Entry
 
 LIMIT_S = 60.0
@@ -60,7 +61,7 @@ class Rig:
             self.loop, lambda: None, lambda _error: None, self.lock, stdin=self._null, stdout=self._null
         )
         self.ring = FakeRing(self.console)
-        self.console.attach(self.ring)  # type: ignore[arg-type]
+        self.console.attach(cast("ConsoleRing", self.ring))
         commands = {"echo": lambda text: text, "fail": self._fail, "crash": lambda: 1 // 0, "wait": lambda: LATER}
         self.server = Server(
             self.loop, self.entry.listener, commands, self.console, lambda **_: lambda _connection: None

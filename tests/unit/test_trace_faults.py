@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from fakes import fake_domain
@@ -21,6 +21,8 @@ from xenpy.testing.trace.record import Kind, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from xenpy.host import Guest
 
 MEMORY_OP, MULTICALL, SCHED_OP, EVENT_CHANNEL_OP, VERSION = 12, 13, 29, 32, 17
 
@@ -64,7 +66,7 @@ class Faulty(Rig):
         self.domain.ending = None
         self.devices = FakeDevices()
         self.injector = Injector(
-            SimpleNamespace(host=self.host, domain=self.domain, devices=self.devices),  # type: ignore[arg-type]
+            cast("Guest", SimpleNamespace(host=self.host, domain=self.domain, devices=self.devices)),
             parse(rules, seed),
         )
 
