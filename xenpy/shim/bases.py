@@ -6,11 +6,13 @@ from typing import Final
 
 from xenpy.asm import mem
 from xenpy.asm.registers import (
+    cs,
     eax,
     ecx,
     r8,
     r9,
     r10,
+    r10d,
     r11,
     rax,
     rbx,
@@ -18,12 +20,14 @@ from xenpy.asm.registers import (
     rdi,
     rdx,
     rsi,
+    rsp,
+    ss,
 )
-from xenpy.memory import PAGE_SHIFT
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.mmu import layout as frames
-from xenpy.pv.mmu.entries import ENTRIES
+from xenpy.pv.mmu.entries import ENTRIES, ROOT_LEVEL
 from xenpy.pv.mmu.layout import FrameType
-from xenpy.pv.paging import PTE_FRAME
+from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT
 from xenpy.shim.calls import REF_LIMIT_BIT, TABLE_BITS, Calls
 from xenpy.shim.layout import State
 
@@ -181,6 +185,9 @@ class BaseSwitches(Calls):
         address space, and on hosts where loading CR3 is a trap that is a third of its boot. What the new base maps, the loaded one must
         map alike; so only an access to what is not mapped tells the difference, and not after we have been called for anything: on our
         way back the new base is loaded. With one vCPU nobody takes the loaded tables apart meanwhile.
+
+        Loading CR3 also has the processor forget translations, so no entry may have changed of which it may hold one, but that which the
+        loaded base alone leads to: to that, the kernel comes by loading this base, which happens here unless the entry is as it was.
         """
         a = self.a
         a.mov(rcx, self.state(State.BASE_BEFORE))
@@ -189,14 +196,22 @@ class BaseSwitches(Calls):
         a.cmp(rcx, r8)
         a.jz("base_in_turn")
         a.mov(self.state(State.BASES_IN_TURN), 0, size=8)
+        a.mov(self.state(State.PRIVATE_TABLE), 0, size=8)
         a.label("base_in_turn")
         a.cmp(self.state(State.BASES_IN_TURN), _TURNS, size=8)
         a.jb("load_later")
         a.mov(r9, self.state(State.LOADED_CR3))
         a.test(r9, r9)
         a.jz("load_later")
+        a.cmp(self.state(State.STALE), 0, size=8)
+        a.jnz("load_later")
+        a.mov(rdx, self.state(State.CLEARED_ENTRY))
         a.cmp(r8, r9)
-        a.jz("load_later")  # which is for the sake of its TLB entries
+        a.jnz("other_base")
+        a.test(rdx, rdx)
+        a.jnz("load_later")
+        a.jmp("keep_loaded")
+        a.label("other_base")
         a.mov(rax, self.guest.direct_va - self.guest.ram_start & (1 << 64) - 1)
         a.add(r8, rax)
         a.add(r9, rax)
@@ -210,5 +225,84 @@ class BaseSwitches(Calls):
         a.label("entry_compared")
         a.dec(ecx)
         a.jnz("compare_entry")
+        a.test(rdx, rdx)
+        a.jz("keep_loaded")
+        a.and_(rdx, -PAGE_SIZE)
+        a.cmp(rdx, self.state(State.PRIVATE_TABLE))
+        a.jz("keep_loaded")
+        self._find_private()
+        a.label("keep_loaded")  # the kernel counts on a serializing instruction, since it may have changed code
+        a.lea(rcx, mem(rip="serialized"))
+        a.mov(rdx, rsp)
+        a.mov(eax, ss)
+        a.push(rax)
+        a.push(rdx)
+        a.pushfq()
+        a.mov(eax, cs)
+        a.push(rax)
+        a.push(rcx)
+        a.iretq()
+        a.label("serialized")
         a.clc()
         a.ret()
+
+    def _find_private(self) -> None:
+        """Emit: go to `load_later` unless the table at RDX is a level-1 table that of the two bases the loaded one alone leads to; note it.
+
+        The bases are seen at R8 and R9, and what the other has the loaded one has too. The way is by its one entry that the other lacks,
+        which is the only one of that level-3 table; the tables there have one entry each, and no references but by these.
+        """
+        a = self.a
+        for level in (4, 3, 2):
+            self._only_entry(level)
+            self._frame_word(rsi, r10, "load_later")
+            if level == ROOT_LEVEL:
+                a.mov(ecx, ENTRIES)
+                a.mov(rdi, PTE_FRAME)
+                a.label("private_again")
+                a.mov(rax, mem(r9, -8, scale=(rcx, 8)))
+                a.cmp(rax, mem(r8, -8, scale=(rcx, 8)))
+                a.jnz("private_other")
+                a.xor(rax, r10)
+                a.test(rax, rdi)
+                a.jz("load_later")
+                a.label("private_other")
+                a.dec(ecx)
+                a.jnz("private_again")
+            else:
+                a.mov(rax, mem(rsi))
+                a.mov(ecx, eax)
+                a.and_(ecx, frames.COUNT_MASK)
+                a.shr(rax, frames.PINNED.bit_length() - 1)
+                a.and_(eax, 1)
+                a.inc(eax)
+                a.cmp(ecx, eax)
+                a.jnz("load_later")
+            a.mov(r9, PTE_FRAME)
+            a.and_(r9, r10)
+            a.mov(rax, self.guest.direct_va - self.guest.ram_start & (1 << 64) - 1)
+            a.add(r9, rax)
+        a.cmp(r9, rdx)
+        a.jnz("load_later")
+        a.mov(self.state(State.PRIVATE_TABLE), rdx)
+
+    def _only_entry(self, level: int) -> None:
+        """Emit: have R10 be the one entry of the table at R9, at the root the one that differs from that at R8; else go to `load_later`."""
+        a = self.a
+        a.xor(r10d, r10d)
+        a.mov(ecx, ENTRIES)
+        a.label(f"private_{level}")
+        a.mov(rax, mem(r9, -8, scale=(rcx, 8)))
+        a.test(rax, rax)
+        a.jz(f"private_next_{level}")
+        if level == ROOT_LEVEL:
+            a.cmp(rax, mem(r8, -8, scale=(rcx, 8)))
+            a.jz(f"private_next_{level}")
+        a.test(r10, r10)
+        a.jnz("load_later")
+        a.mov(r10, rax)
+        a.label(f"private_next_{level}")
+        a.dec(ecx)
+        a.jnz(f"private_{level}")
+        a.test(r10d, PTE_PRESENT)
+        a.jz("load_later")

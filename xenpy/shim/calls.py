@@ -55,6 +55,8 @@ class Calls:
         self.a = a
         self.guest = guest
         self.recorder = Recorder(a, self.state)
+        self._keeps_bases = guest.vcpus == 1 and guest.ring3
+        """Whether CR3 is not always loaded with a new base, and so notes are taken of what it may be needed for."""
 
     def state(self, word: State) -> Mem:
         """Return the operand of a word of the STATE page."""
@@ -112,9 +114,11 @@ class Calls:
     def _load_base(self) -> None:
         """Emit: load CR3 with State.KERNEL_CR3. RAX is lost."""
         a = self.a
-        if self.guest.vcpus == 1:
+        if self._keeps_bases:
             a.mov(rax, self.state(State.KERNEL_CR3))
             a.mov(self.state(State.LOADED_CR3), rax)
+            a.mov(self.state(State.STALE), 0, size=8)
+            a.mov(self.state(State.CLEARED_ENTRY), 0, size=8)
         a.label("trap_cr3")
         a.int3()
 

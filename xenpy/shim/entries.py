@@ -116,6 +116,8 @@ class EntryUpdates(Calls):
         a.label("old_is_foreign")
         a.xor(edi, edi)
         a.label("write")
+        if self._keeps_bases:
+            self._note_change()
         a.test(edx, edx)
         a.jnz("write_preserving")
         a.mov(mem(r8), r9)
@@ -169,6 +171,36 @@ class EntryUpdates(Calls):
         a.or_(r9, PTE_GLOBAL)
         a.label("adjusted")
 
+    def _note_change(self) -> None:
+        """Emit: take note of translations that the processor may hold and that are not so any more, before R9 replaces R10 at R8.
+
+        An entry that is cleared, and set to the very same again before CR3 has been loaded, is as it was. Of entries that were not
+        present processors hold nothing.
+        """
+        a = self.a
+        a.test(r10b, PTE_PRESENT)
+        a.jnz("note_old")
+        a.test(r9b, PTE_PRESENT)
+        a.jz("noted")
+        a.cmp(r8, self.state(State.CLEARED_ENTRY))
+        a.jnz("noted")
+        a.mov(self.state(State.CLEARED_ENTRY), 0, size=8)
+        a.cmp(r9, self.state(State.CLEARED_VALUE))
+        a.jz("noted")
+        a.label("note_stale")
+        a.mov(self.state(State.STALE), 1, size=8)
+        a.jmp("noted")
+        a.label("note_old")
+        a.cmp(r9, r10)
+        a.jz("noted")
+        a.test(r9b, PTE_PRESENT)
+        a.jnz("note_stale")
+        a.cmp(self.state(State.CLEARED_ENTRY), 0, size=8)
+        a.jnz("note_stale")
+        a.mov(self.state(State.CLEARED_ENTRY), r8)
+        a.mov(self.state(State.CLEARED_VALUE), r10)
+        a.label("noted")
+
     def _update_upper(self) -> None:
         """Emit `no_l1`: fill an empty entry of an L2 with an L1 that is one already, or leave one of an L2 or L3 empty.
 
@@ -212,6 +244,8 @@ class EntryUpdates(Calls):
         a.add(rcx, rax)
         a.lock.cmpxchg(mem(rsi), rcx)
         a.jnz("upper_again")
+        if self._keeps_bases:
+            a.mov(self.state(State.PRIVATE_TABLE), 0, size=8)
         a.mov(mem(r8), r9)
         a.jmp("unlock")
 

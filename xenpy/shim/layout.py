@@ -122,6 +122,14 @@ class State(IntEnum):
     """DS, and ES 16 bits higher, as a kernel that calls IRET for others than that has loaded them."""
     OWED = 39
     """A base whose last reference in-guest code holds no more, but leaves to us to give back, who then take the table apart; 0 for none."""
+    STALE = 40
+    """Not 0 if the processor may hold a translation, other than by CLEARED_ENTRY, that an entry has been changed of since CR3 was loaded."""
+    CLEARED_ENTRY = 41
+    """Where in-guest code sees the one entry that has been cleared since CR3 was loaded; 0 for none."""
+    CLEARED_VALUE = 42
+    """What it held: a translation that the processor may hold."""
+    PRIVATE_TABLE = 43
+    """A level-1 table, by where in-guest code sees it, that only the loaded base leads to, of the two that a kernel changes between."""
 
 
 class Selector(IntEnum):

@@ -499,6 +499,7 @@ class PvVcpu(Faults, Contexts):
 
     def queue_touch(self, gva: int) -> None:
         """Have a word be touched in the guest before it goes on, so that shadow page tables, if any, notice what we have written there."""
+        self._words[State.STALE], self._words[State.PRIVATE_TABLE] = 1, 0
         if self.domain.touches:
             self._writes.append(gva)
 
