@@ -94,7 +94,7 @@ class Native:
         start = BASE << PAGE_SHIFT
         guest = Guest(
             self.window, self.window + Page.STATE * PAGE_SIZE, self.window + Page.ENTRY * PAGE_SIZE, words,
-            self.rig.memory.hva(start), BASE, PAGES, start, start + (PAGES << PAGE_SHIFT), vcpus, VERSION, kind is Ring3,
+            self.rig.memory.hva(start), BASE, PAGES, start, start + (PAGES << PAGE_SHIFT), vcpus, VERSION, issubclass(kind, Ring3),
         )  # fmt: skip
         a = Assembler(self.window + Page.CODE * PAGE_SIZE)
         for reg in SAVED:

@@ -113,14 +113,18 @@ class Calls:
 
     def _load_base(self) -> None:
         """Emit: load CR3 with State.KERNEL_CR3. RAX is lost."""
+        self._note_load()
+        self.a.label("trap_cr3")
+        self.a.int3()
+
+    def _note_load(self) -> None:
+        """Emit: take note, where that matters, that CR3 is about to be loaded. RAX is lost."""
         a = self.a
         if self._keeps_bases:
             a.mov(rax, self.state(State.KERNEL_CR3))
             a.mov(self.state(State.LOADED_CR3), rax)
             a.mov(self.state(State.STALE), 0, size=8)
             a.mov(self.state(State.CLEARED_ENTRY), 0, size=8)
-        a.label("trap_cr3")
-        a.int3()
 
     def _flush_page(self) -> None:
         """Emit: drop the translation of the address in RBX."""

@@ -123,7 +123,7 @@ class State(IntEnum):
     OWED = 39
     """A base whose last reference in-guest code holds no more, but leaves to us to give back, who then take the table apart; 0 for none."""
     STALE = 40
-    """Not 0 if the processor may hold a translation, other than by CLEARED_ENTRY, that an entry has been changed of since CR3 was loaded."""
+    """Not 0 if an entry, other than CLEARED_ENTRY, has changed since CR3 was loaded of which the processor may hold a translation."""
     CLEARED_ENTRY = 41
     """Where in-guest code sees the one entry that has been cleared since CR3 was loaded; 0 for none."""
     CLEARED_VALUE = 42
