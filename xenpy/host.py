@@ -88,6 +88,7 @@ class Guest:
             self.console.send_input(saved.console_input)
         host.ports.set_handler(ours_store, self.ring.on_event)
         host.ports.set_handler(ours_console, self.console.on_event)
+        domain.late_port = self.console_port
         if saved is None:
             self._introduce()
             devices.start()

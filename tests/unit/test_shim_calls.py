@@ -24,7 +24,8 @@ from xenpy.shim.ring0 import Ring0Calls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MMU_UPDATE, STACK_SWITCH, MULTICALL, MMUEXT_OP, XEN_VERSION = 1, 3, 13, 26, 17
+MMU_UPDATE, STACK_SWITCH, MULTICALL, MMUEXT_OP, XEN_VERSION, EVENT_CHANNEL_OP = 1, 3, 13, 26, 17, 32
+EVTCHNOP_CLOSE, EVTCHNOP_SEND = 3, 4
 NEW_BASEPTR, TLB_FLUSH_LOCAL, INVLPG_LOCAL, NEW_USER_BASEPTR = 5, 6, 7, 15
 DOMID_SELF = 0x7FF0
 VERSION = 0x40013
@@ -313,3 +314,33 @@ def test_ring_0_follows_pointers_beside_the_hypervisors_part(ring0: Native) -> N
     assert ring0.call(MULTICALL, multicall, 2) == 0
     assert ring0.state[State.KERNEL_SP] == 0x5000
     del keep, keep_too
+
+
+def event(native: Native, port: int, command: int = EVTCHNOP_SEND) -> int:
+    keep, address = words(port | 0xABCD << 32)
+    result = native.call(EVENT_CHANNEL_OP, command, address)
+    del keep
+    return result
+
+
+def test_an_event_that_may_be_late_is_noted(native: Native) -> None:
+    native.state[State.LATE_PORT] = 3
+    assert event(native, 3) == 0
+    assert native.state[State.SENT] == 1
+
+
+@pytest.mark.parametrize("port", [0, 2, 3])
+def test_other_events_are_handed_on(native: Native, port: int) -> None:
+    native.state[State.LATE_PORT] = 0 if port == 3 else 3
+    assert event(native, port) == HANDED_ON
+    native.state[State.LATE_PORT] = 3
+    assert event(native, 3, EVTCHNOP_CLOSE) == HANDED_ON
+    native.state[State.RECORD] = native.window + Page.RECORDS * PAGE_SIZE
+    assert event(native, 3) == HANDED_ON, "somebody listens"
+    assert native.state[State.SENT] == 0
+
+
+@pytest.mark.parametrize("address", [XEN_START, XEN_END - 8])
+def test_ring_0_reads_no_port_from_the_hypervisor(ring0: Native, address: int) -> None:
+    ring0.state[State.LATE_PORT] = 3
+    assert ring0.call(EVENT_CHANNEL_OP, EVTCHNOP_SEND, address) == HANDED_ON

@@ -58,6 +58,8 @@ class Domain(ABC):
     console_gfn: int
     """Where the rings of xenstore and console are, in the guest-physical space."""
     e820: Sequence[tuple[int, int, int]]
+    late_port = 0
+    """A port of the guest's whose events need not reach us at once; 0 for none."""
 
     def __init__(self, host: Services, domid: int, config: DomainConfig) -> None:
         self.host = host

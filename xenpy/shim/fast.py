@@ -40,8 +40,9 @@ from xenpy.shim.layout import Port, State
 from xenpy.shim.recording import Flag
 
 _MMU_UPDATE, _STACK_SWITCH, _MULTICALL, _XEN_VERSION = 1, 3, 13, 17
-_VCPU_OP, _MMUEXT_OP = 24, 26
+_VCPU_OP, _MMUEXT_OP, _EVENT_CHANNEL_OP = 24, 26, 32
 _VCPUOP_IS_UP: Final = 3
+_EVTCHNOP_SEND: Final = 4
 _SEGBASE_GS_USER_SEL: Final = 3
 _XENVER_VERSION: Final = 0
 _MAX_COUNT: Final = 1024
@@ -61,7 +62,7 @@ class FastCalls(EntryUpdates, BaseSwitches):
         for number, label in (
             (_MMU_UPDATE, "mmu_update"), (_MMUEXT_OP, "mmuext_op"), (_MULTICALL, "multicall"),
             (_STACK_SWITCH, "stack_switch"), (SET_SEGMENT_BASE, "set_segment_base"), (_XEN_VERSION, "xen_version"),
-            (_VCPU_OP, "vcpu_op"), (UPDATE_VA_MAPPING, "update_va"),
+            (_VCPU_OP, "vcpu_op"), (UPDATE_VA_MAPPING, "update_va"), (_EVENT_CHANNEL_OP, "event_channel_op"),
         ):  # fmt: skip
             a.cmp(eax, number)
             a.jz(label)
@@ -71,6 +72,7 @@ class FastCalls(EntryUpdates, BaseSwitches):
         a.out(Port.HYPERCALL, eax)
         a.jmp("call_us")
         self._short_calls()
+        self._send()
         self._lists()
         self._update_entry()
         self._new_base()
@@ -159,6 +161,27 @@ class FastCalls(EntryUpdates, BaseSwitches):
             a.label(f"{label}_by_us")
             a.mov(eax, number)
             a.jmp("hand_on")
+
+    def _send(self) -> None:
+        """Emit `event_channel_op`: take note of an event that may be late. While somebody listens to what we do none may."""
+        a = self.a
+        a.label("event_channel_op")
+        a.cmp(edi, _EVTCHNOP_SEND)
+        a.jnz("hand_on")
+        a.cmp(self.state(State.LATE_PORT), 0, size=8)
+        a.jz("send_by_us")
+        a.cmp(self.state(State.RECORD), 0, size=8)
+        a.jnz("send_by_us")
+        self._save()
+        self._guard(rsi, "give_up")
+        a.mov(eax, mem(rsi))
+        a.cmp(rax, self.state(State.LATE_PORT))
+        a.jnz("give_up")
+        a.mov(self.state(State.SENT), 1, size=8)
+        a.jmp("done")
+        a.label("send_by_us")
+        a.mov(eax, _EVENT_CHANNEL_OP)
+        a.jmp("hand_on")
 
     # -- lists --------------------------------------------------------------------------------------------------------
 

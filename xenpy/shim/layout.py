@@ -130,6 +130,10 @@ class State(IntEnum):
     """What it held: a translation that the processor may hold."""
     PRIVATE_TABLE = 43
     """A level-1 table, by where in-guest code sees it, that only the loaded base leads to, of the two that a kernel changes between."""
+    LATE_PORT = 44
+    """A port whose events may reach us late, so that in-guest code only notes them; 0 for none."""
+    SENT = 45
+    """Not 0 if the guest has sent an event from LATE_PORT."""
 
 
 class Selector(IntEnum):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.pv.context import Contexts
 from xenpy.domain.pv.faults import Faults
+from xenpy.domain.pv.late import LATEST_NS, LateEvents
 from xenpy.domain.pv.state import flat
 from xenpy.domain.vcpu import DomainDying
 from xenpy.errors import Errno, XenError
@@ -54,6 +55,7 @@ _CALL_SIZE: Final = 4
 """The bytes that in-guest code writes to a port to call us; it writes one to the port that is an exception's number."""
 _RPL: Final = 3
 _L1_SHIFT: Final = 12
+_EVENT_CHANNEL_OP: Final = 32
 _INT3: Final = b"\xcc"
 _POLL_S: Final = 0.00002
 
@@ -76,6 +78,7 @@ class PvVcpu(Faults, Contexts):
         resume = domain.shim.code.resume
         self._code_start, self._code_end = min(resume), max(resume)
         self._held = 0, 0
+        self._late = LateEvents(domain, self._words)
         self._handlers |= {
             Exit.IO: self._on_io,
             Exit.HLT: self._on_halt,
@@ -94,18 +97,14 @@ class PvVcpu(Faults, Contexts):
             if domain.ending is not None:
                 return
             if not self._busy:
+                self._late.send()
                 if self._kicked:
                     self._kicked = False
                     self._attend()
                 if self._blocked or not self._up:
                     self._sleep()
                     continue
-                self._in_guest = True  # what comes from here on kicks us
-                self.deliver()
-                self._prepare()
-                if self._kicked_at:
-                    self._timer_cost_ns = _TICK_EXITS * (time.thread_time_ns() - self._kicked_at)
-                    self._kicked_at = 0
+                self._make_ready()
             else:
                 self._in_guest = True  # in-guest code may go on to the guest, by translations of before
                 if self._kicked or self.flush_wanted:
@@ -128,6 +127,17 @@ class PvVcpu(Faults, Contexts):
                     self._look_at_step()
             except DomainDying:
                 return
+
+    def _make_ready(self) -> None:
+        """Do what comes before the guest is entered."""
+        if not self._late.allow(self._kick_at):
+            self.kick_after(LATEST_NS)
+        self._in_guest = True  # what comes from here on kicks us
+        self.deliver()
+        self._prepare()
+        if self._kicked_at:
+            self._timer_cost_ns = _TICK_EXITS * (time.thread_time_ns() - self._kicked_at)
+            self._kicked_at = 0
 
     def _look_at_step(self) -> None:
         """Stop for a debugger if its step has been made, unless the guest is in in-guest code, which is no place to stop at."""
@@ -405,7 +415,9 @@ class PvVcpu(Faults, Contexts):
             self.on_syscall(port)
 
     def _hypercall(self) -> None:
+        self._late.send()
         regs = self.kvm.regs
+        self._late.expected = regs.rax == _EVENT_CHANNEL_OP
         self._replaced = False
         args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
         result = self._call(regs.rax & _MASK32, args, wide=True)

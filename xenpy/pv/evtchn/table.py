@@ -244,6 +244,10 @@ class PortTable:
         """Raise XenError(EINVAL) for a number beyond the table; one within may be closed."""
         self._entry(port)
 
+    def is_connected(self, port: int) -> bool:
+        """Tell whether another domain's port is at the other end of a port that there is."""
+        return self._entry(port).peer is not None
+
     def is_pending(self, port: int) -> bool:
         """Tell whether an event is pending on a port, masked or not. Raises XenError(EINVAL)."""
         entry = self._entry(port)

@@ -1,6 +1,8 @@
 /* Events as a PV kernel gets them, timers, and NMIs. Ref: xen/include/public/event_channel.h, vcpu.h, nmi.h */
 #include "pv.h"
 
+#include <xen/io/console.h>
+
 #define SECOND (1000 * MS)
 
 static unsigned upcalls, nmis;
@@ -248,4 +250,35 @@ TEST(ten_thousand_events)
         CHECK_OK(send(to_self()));
         CHECK_EQ(upcalls, i);
     }
+}
+
+/* In pieces, as a kernel writes its messages; it does not wait for each, and nothing of its own makes it stop. */
+TEST(output_reaches_the_console_while_the_kernel_spins)
+{
+    static const char piece[] = "sixteen letters\n";
+    quiet();
+    volatile struct xencons_interface *ring =
+        (void *)(VIRT_BASE + m2p[xen_start->console.domU.mfn] * PAGE_SIZE);
+    for (unsigned round = 0; round < 10; round++) {
+        for (unsigned i = 0; i < 50; i++) {
+            for (unsigned at = 0; at < sizeof piece - 1; at++)
+                ring->out[MASK_XENCONS_IDX(ring->out_prod + at, ring->out)] = piece[at];
+            barrier();
+            ring->out_prod += sizeof piece - 1;
+            CHECK_OK(send(xen_start->console.domU.evtchn));
+        }
+        for (uint64_t end = system_time() + 10 * SECOND; ring->out_cons != ring->out_prod && system_time() < end;)
+            ;
+        CHECK_EQ(ring->out_cons, ring->out_prod);
+    }
+}
+
+TEST(an_event_of_a_console_that_is_closed)
+{
+    struct evtchn_close close = {.port = xen_start->console.domU.evtchn};
+    for (unsigned i = 0; i < 50; i++)
+        CHECK_OK(send(close.port));
+    CHECK_OK(event_channel_op(EVTCHNOP_close, &close));
+    CHECK_ERR(send(close.port), XEN_EINVAL);
+    CHECK_ERR(send(close.port), XEN_EINVAL);
 }
