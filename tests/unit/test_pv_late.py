@@ -31,9 +31,7 @@ class Rig:
         ours.set_handler(remote, self._hear)
         self.heard = 0
         self.words = memoryview(bytearray(PAGE_SIZE)).cast("Q")
-        domain: Any = SimpleNamespace(
-            evtchn=guest.evtchn, late_port=port, host=SimpleNamespace(lock=threading.RLock())
-        )
+        domain: Any = SimpleNamespace(evtchn=guest.evtchn, late_port=port, host=SimpleNamespace(lock=threading.RLock()))
         self.domain = domain
         self.late = LateEvents(domain, self.words)
 
