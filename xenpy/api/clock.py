@@ -147,6 +147,11 @@ class Clock:
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def _change(self, action: Callable[[SystemClock], None]) -> None:
+        domain = self._domain
+        with domain.host.lock:
+            if domain.ending is None and all(vcpu.sleeps for vcpu in domain.vcpus):
+                domain.timekeeper.change(action)
+                return
         with self._processors.held():
             if self._domain.ending is None:
                 self._domain.timekeeper.change(action)
@@ -177,8 +182,9 @@ class Clock:
         limit = time.monotonic() + _STEP_LIMIT_S
         view = self._look()
         while not (view.waits or (view.ticked and not patiently)) and time.monotonic() < limit:
-            time.sleep(_LOOK_S)
-            view = self._look()
+            with self._domain.asleep:
+                self._domain.asleep.wait(_LOOK_S)
+                view = self._look()
         return view
 
 

@@ -73,6 +73,8 @@ class Domain(ABC):
         self.paused = False
         self.debugger: Debugger | None = None
         self._unpaused = threading.Condition()
+        self.asleep = threading.Condition(host.lock)
+        """Notified when a vCPU has nothing to do, where we see it."""
         self.on_emergency_output: Callable[[bytes], None] = _ignore_output
         self.shutdown_code: int | None = None
         self._vm_assist = 0

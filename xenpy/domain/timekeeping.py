@@ -59,7 +59,7 @@ class Timekeeper:
         """Whether vcpu_time_info is ours to write, not KVM's."""
 
     def change(self, action: Callable[[SystemClock], None]) -> None:
-        """Change the clock, and all that goes by it. While no vCPU runs; without the host's lock. Raises HostError."""
+        """Change the clock, and all that goes by it. While no vCPU runs, the host's lock being held only if all sleep. Raises HostError."""
         domain = self._domain
         if not all(vcpu.kvm.tsc_khz() for vcpu in domain.vcpus):
             raise HostError("KVM does not tell the frequency of the TSC here, so guests' time cannot be changed")

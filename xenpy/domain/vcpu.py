@@ -354,6 +354,11 @@ class Vcpu(ABC):
         """Tell whether the guest has nothing to do on this vCPU until an event comes, or its deadline. From any thread."""
         return self._polls or (self.is_idle and not self.event_pending())
 
+    @property
+    def sleeps(self) -> bool:
+        """Tell whether the thread is not in the guest, and has to take the host's lock before it is. Under that lock."""
+        return self._polls
+
     def wait_until(self, deadline: int | None) -> None:
         """Sleep until somebody wakes this vCPU, or system time reaches a deadline."""
         delay = None if deadline is None else self.domain.clock.delay_until(deadline)
@@ -363,9 +368,12 @@ class Vcpu(ABC):
             self._wake.wait(min(delay, _LONGEST_DELAY_NS) / 1e9)
 
     def clock_changed(self) -> None:
-        """Look at the clock again, which has leapt or goes at another rate. From any thread."""
+        """Look at the clock again, which has leapt or goes at another rate. Under the host's lock, from any thread."""
         self._kick_at = 0
-        self.kick()
+        if self.sleeps:
+            self._wake.notify_all()
+        else:
+            self.kick()
 
     def wake_if_polling(self, port: int) -> None:
         """End a poll that waits for a port."""

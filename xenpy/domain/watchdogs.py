@@ -70,7 +70,8 @@ class Watchdogs:
 
     def clock_changed(self) -> None:
         """Look at the clock again. From any thread."""
-        self._domain.host.loop.call_soon(self._look)
+        if self._deadlines or self._call is not None:
+            self._domain.host.loop.call_soon(self._look)
 
     def _look(self) -> None:
         """End the domain if a timer has run out, else look again when the first may have. In the loop's thread."""

@@ -199,6 +199,11 @@ class PvState(Vcpu):
         """Tell whether the guest has nothing to do on this vCPU until an event comes."""
         return self._blocked or not self._up
 
+    @property
+    def sleeps(self) -> bool:
+        """Tell whether the thread is not in the guest, and has to take the host's lock before it is. Under that lock."""
+        return self._polls or self.is_idle
+
     def is_halted_for_good(self) -> bool:
         """Tell that it does not: a PV guest says when it is done."""
         return False

@@ -148,6 +148,7 @@ class PvVcpu(Faults, Contexts):
     def _sleep(self) -> None:
         """Wait for an event, or to be brought up."""
         with self.domain.host.lock:
+            self.domain.asleep.notify_all()
             while not (self.kvm.run.immediate_exit or self.domain.ending is not None or self._requests):
                 if self._up and not (self._blocked and not self.event_pending()):
                     break
