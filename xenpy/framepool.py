@@ -30,6 +30,8 @@ class FramePool:
         os.ftruncate(self.fd, self.size)
         self._hva = libc.map_memory(0, self.size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, self.fd)
         self._view = libc.buffer(self._hva, self.size)
+        self.words = self._view.cast("Q")
+        """All of it, live, as 64-bit words."""
         self._free: list[int] = []
         self._next = 0
 
@@ -75,9 +77,14 @@ class FramePool:
         """Return the address of the page in our own address space."""
         return self._hva + frame.offset
 
+    def hva_of(self, offset: int) -> int:
+        """Return the address of a byte of the pool."""
+        return self._hva + offset
+
     def close(self) -> None:
         """Unmap and close; views handed out must not be used any more."""
         if self.fd >= 0:
+            self.words.release()
             self._view.release()
             libc.unmap_memory(self._hva, self.size)
             os.close(self.fd)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NewType
+from typing import TYPE_CHECKING, Final, NamedTuple, NewType
 
 from xenpy import libc
 from xenpy.errors import Errno, XenError
@@ -34,8 +34,7 @@ ADDRESS_BITS: Final = 40
 _HUGE_PAGE: Final = 2 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A page of a memfd that may be mapped at a gfn: the hypervisor's own, or another domain's RAM.
 
     One with a negative `fd` is a page of private RAM, at gpa `offset`, which nobody else can map.
@@ -94,6 +93,11 @@ class GuestMemory:
     def ram_fd(self) -> int:
         """Return the memfd that holds the RAM, which is shared with whoever has it unless `is_private`."""
         return self._fd
+
+    @property
+    def main_run(self) -> tuple[int, int, int]:
+        """Return gpa and size of the largest run of RAM, and where it begins in its memfd."""
+        return next(run for run in self._ram if run[0] == self._main_start)
 
     @property
     def is_private(self) -> bool:

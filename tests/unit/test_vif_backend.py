@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 from vif_rig import BROADCAST, MAC, OURS, THEIRS, FakeLink, connected, ethernet, net_front
@@ -60,15 +61,18 @@ def test_the_tree_says_what_libxl_would() -> None:
 
 
 @pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("seen", [True, False])
 @pytest.mark.parametrize("cuts", [(), (1,), (14, 20, 300), (100, 191, 192, 193, 900)])
-def test_a_packet_of_several_slots_is_one_frame(split: bool, cuts: tuple[int, ...]) -> None:
+def test_a_packet_of_several_slots_is_one_frame(split: bool, seen: bool, cuts: tuple[int, ...]) -> None:
     data = ethernet(os.urandom(1000))
     with connected(split=split) as front:
+        if seen:
+            front.services.gnttab.make_use = partial(front.services.gnttab.make_use)
         ids = front.first.send(data, cuts=cuts)
         assert front.link.frames == [data]
         assert responses(front.first) == [(ident, NETIF_RSP_OKAY) for ident in ids]
         assert front.services.events[front.first.tx_port] >= 1
-        assert front.services.mapped == 2 + len(cuts) + 1
+        assert front.services.mapped == 2 + (len(cuts) + 1) * seen, "whoever wants to see grants in use does"
 
 
 def test_nothing_of_the_guests_is_in_use_once_it_is_told() -> None:

@@ -112,9 +112,13 @@ def test_its_process_has_nothing_but_what_it_needs() -> None:
         status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
         if os.geteuid() == 0:
             assert status["CapEff"] == "0" * 16
-        files = [str(fd.readlink()) for fd in (process / "fd").iterdir() if int(fd.name) > 2]
-        known = ("socket:", "anon_inode:[event", "/memfd:xenpy-ram", "/memfd:xenpy-journal")
+        found = {fd.name: str(fd.readlink()) for fd in (process / "fd").iterdir() if int(fd.name) > 2}
+        files = list(found.values())
+        known = ("socket:", "anon_inode:[event", "/memfd:xenpy-ram", "/memfd:xenpy-journal", "/memfd:xenpy-frames")
         assert [file for file in files if not file.startswith(known)] == []
+        for number in (number for number, file in found.items() if "xenpy-frames" in file):
+            flags = (process / "fdinfo" / number).read_text().split("flags:\t")[1].split()[0]
+            assert int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
         assert sum(file.startswith("socket:") for file in files) == 4  # control, grants of each line, the wire
         assert (process / "environ").read_bytes() == b""
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class StreamWire(Wire):
 
     def __init__(self) -> None:
         super().__init__()
+        self._lock = threading.Lock()  # a new process' stream is opened in the keeper's thread
         self._ours: socket.socket | None = None
         self._input = b""
         self._output = b""
@@ -57,21 +59,23 @@ class StreamWire(Wire):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         fds.append(theirs.detach())
-        self._ours, before = ours, self._ours
-        self._input = self._output = b""
+        with self._lock:
+            self._ours, before = ours, self._ours
+            self._input = self._output = b""
         if before is not None:
             before.close()
 
     def send(self, data: bytes) -> bool:
         """Send a frame, unless the one before is still on its way or nobody is there; tell whether it was."""
-        if self._ours is None:
-            return False
-        self._flush()
-        if self._output:
-            return False
-        self._output = LENGTH.pack(len(data)) + data
-        self._flush()
-        return True
+        with self._lock:
+            if self._ours is None:
+                return False
+            self._flush()
+            if self._output:
+                return False
+            self._output = LENGTH.pack(len(data)) + data
+            self._flush()
+            return True
 
     def _flush(self) -> None:
         with suppress(OSError, AttributeError):
@@ -80,11 +84,13 @@ class StreamWire(Wire):
 
     def receive(self) -> list[bytes]:
         """Return the frames that have come."""
+        with self._lock:
+            return self._receive()
+
+    def _receive(self) -> list[bytes]:
         ours = self._ours
         with suppress(OSError, AttributeError):
             while chunk := ours.recv(1 << 16):
-                if ours is not self._ours:
-                    break
                 self._input += chunk
         frames = []
         while len(self._input) >= LENGTH.size:

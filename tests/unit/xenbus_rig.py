@@ -7,7 +7,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from struct import pack_into
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xenpy.abi.grant_table import GRANT_ENTRY_SIZE_V1, GTF_permit_access, GTF_readonly
 from xenpy.abi.ring import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from xenpy.devices.xenbus import Backend
+    from xenpy.pv.gnttab.pins import Pin
 
 DOMID = 5
 PAGES = 2048
@@ -52,11 +53,24 @@ class FakeServices:
         self.events: dict[int, int] = {}
         """The guest's port -> how many events it got."""
         self.mapped = 0
+        """How many grants have been mapped so far."""
+        self._count_uses()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._soon: deque[Callable[[], None]] = deque()
         self._next_gref = FIRST_GREF
         self._next_gfn = 0
         self._next_port = 10
+
+    def _count_uses(self) -> None:
+        pins = self.gnttab._pins
+        pin = pins.pin
+
+        def counted(*args: Any, **options: Any) -> Pin:
+            self.mapped += 1
+            return pin(*args, **options)
+
+        vars(pins)["pin"] = counted
+        self.gnttab.make_use = counted
 
     def _no_other(self, domid: int) -> GrantTable:
         raise XenError(Errno.ESRCH, f"no domain {domid}")
@@ -68,7 +82,6 @@ class FakeServices:
 
     def map_page(self, domid: int, gref: int, *, readonly: bool = False) -> GrantMapping:
         assert domid == DOMID
-        self.mapped += 1
         return self.gnttab.map_page(0, gref, readonly=readonly)
 
     def bind(self, domid: int, port: int, handler: Callable[[], None]) -> int:

@@ -18,7 +18,7 @@ _GATEWAY: Final = "10.0.2.2"
 _LOOPBACK: Final = "127.0.0.1"
 _FIRST, _SECOND = "192.168.77.1", "192.168.77.2"
 _SWITCH: Final = "bench-switch"
-_LOADS: Final = (
+LOADS: Final = (
     ("TCP, from the guest", "MiB/s", "tcp-up", 128 << 10),
     ("TCP, to the guest", "MiB/s", "tcp-down", 128 << 10),
     ("TCP, round trip of 64 bytes", "us", "tcp-echo", 64),
@@ -33,7 +33,7 @@ def _address(guest: xenpy.Guest, address: str, mtu: int) -> None:
 
 def _rows(program: Path, runs: int, guest: xenpy.Guest, there: str, label: str) -> list[Row]:
     rows = []
-    for name, unit, what, size in _LOADS:
+    for name, unit, what, size in LOADS:
         tail = [str(_PORT), str(size), str(DURATION_MS)]
         ours, reference = alternate(
             runs,

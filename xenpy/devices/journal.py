@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.ring import INDEX_MASK, SRING_RSP_EVENT, SRING_RSP_PROD
+from xenpy.devices.ring import spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,9 +63,10 @@ class Journal:
     def take(self, requests: Sequence[bytes]) -> None:
         """Keep requests that were taken off the ring; before anything is done about them."""
         taken = self._words[_TAKEN]
-        for index, request in enumerate(requests, taken):
-            start = self._slot(index)
-            self._memory[start : start + self._entry_size] = request
+        if not requests:
+            return
+        for start, part in spans(taken & (self._entries - 1), self._entries, self._entry_size, b"".join(requests)):
+            self._memory[_HEADER + start : _HEADER + start + len(part)] = part
         self._words[_TAKEN] = (taken + len(requests)) & INDEX_MASK
 
     def answer(self, in_flight: int) -> None:

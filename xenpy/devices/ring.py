@@ -28,6 +28,15 @@ def ring_entries(pages: int, entry_size: int) -> int:
     return 1 << (((pages << PAGE_SHIFT) - SRING_HEADER_SIZE) // entry_size).bit_length() - 1
 
 
+def spans(slot: int, slots: int, size: int, data: bytes) -> list[tuple[int, bytes]]:
+    """Return the offsets and the parts of `data`, entries of `size` bytes from `slot` on, in a round of so many slots."""
+    room = (slots - slot) * size
+    parts = [(slot * size, data[:room])]
+    if len(data) > room:
+        parts.append((0, data[room:]))
+    return parts
+
+
 class BackRing:
     """Takes requests and puts responses; one thread uses it at a time.
 
@@ -63,7 +72,7 @@ class BackRing:
             waiting = limit
         first = self._req_cons
         self._req_cons = (first + waiting) & INDEX_MASK
-        return [self._copy(first + index) for index in range(waiting)]
+        return self._copies(first, waiting) if waiting else []
 
     def _waiting(self) -> int:
         prod = self._words[SRING_REQ_PROD]
@@ -82,6 +91,20 @@ class BackRing:
         self._words[SRING_REQ_EVENT] = (self._req_cons + 1) & INDEX_MASK
         self._order()
         return self._waiting() > 0
+
+    def put_all(self, responses: Sequence[bytes]) -> None:
+        """Write responses as `put` does, those of a ring of one page at once."""
+        if len(self._pages) > 1:
+            for response in responses:
+                self.put(response)
+            return
+        if len(responses) > self.in_flight:
+            raise ValueError("a response without a request")
+        size = self._entry_size
+        data = b"".join([response.ljust(size, b"\0") for response in responses])
+        for start, part in spans(self._rsp_prod & (self.entries - 1), self.entries, size, data):
+            self._pages[0][SRING_HEADER_SIZE + start : SRING_HEADER_SIZE + start + len(part)] = part
+        self._rsp_prod = (self._rsp_prod + len(responses)) & INDEX_MASK
 
     def put(self, response: bytes) -> None:
         """Write a response of at most `entry_size` bytes, not yet for the guest to see; one for each request that was taken."""
@@ -109,6 +132,18 @@ class BackRing:
     def close(self) -> None:
         """Let go of the pages, which stay the caller's to unmap."""
         self._words.release()
+
+    def _copies(self, first: int, count: int) -> list[bytes]:
+        if len(self._pages) > 1:
+            return [self._copy(first + index) for index in range(count)]
+        size = self._entry_size
+        slots = self._pages[0][SRING_HEADER_SIZE:]
+        start = first & (self.entries - 1)
+        end = min(start + count, self.entries)
+        data = bytes(slots[start * size : end * size])
+        if end - start < count:
+            data += bytes(slots[: (count - end + start) * size])
+        return [data[at : at + size] for at in range(0, len(data), size)]
 
     def _copy(self, index: int) -> bytes:
         page, start = self._slot(index)

@@ -11,11 +11,13 @@ from xenpy.devices.xenbus import Services
 from xenpy.errors import Errno, XenError
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.gnttab import GrantError
+from xenpy.pv.xenstore.tree import DOM0
 
 if TYPE_CHECKING:
     from xenpy.devices.isolation.channel import Message
     from xenpy.memory import GuestMemory
-    from xenpy.pv.gnttab import GrantMapping
+    from xenpy.pv.gnttab import GrantMapping, GrantTable
+    from xenpy.pv.gnttab.pins import Use
 
 
 class Granter(Protocol):
@@ -24,6 +26,10 @@ class Granter(Protocol):
     @property
     def memory(self) -> GuestMemory:
         """Return its memory."""
+
+    @property
+    def gnttab(self) -> GrantTable:
+        """Return its grant table."""
 
 
 class IsolationServices(Services, Protocol):
@@ -40,7 +46,7 @@ class GrantServer:
         self._services = services
         self._domid = domid
         self._limit = limit
-        self._mapped: dict[int, list[GrantMapping]] = {}
+        self._mapped: dict[int, list[Use]] = {}
         self._count = 0
 
     def answer(self, message: Message) -> tuple[Kind, bytes]:
@@ -54,21 +60,27 @@ class GrantServer:
 
     def _map(self, payload: bytes, *, readonly: bool) -> tuple[Kind, bytes]:
         offsets = array(U64)
-        mapped: list[GrantMapping] = []
+        mapped: list[Use] = []
         grefs = array(U32, payload)
         if self._count + len(grefs) > self._limit:
             raise ChannelError(f"{self._count} grants are mapped, and {len(grefs)} more are asked for")
-        for gref in grefs:
-            try:
-                mapping = self._services.map_page(self._domid, gref, readonly=readonly)
-                mapped.append(mapping)
-                offsets.append(ram_offset(self._services, self._domid, mapping))
-            except (GrantError, XenError) as error:
-                for mapping in mapped:
-                    mapping.close()
-                return Kind.REFUSED, f"grant {gref}: {error}".encode()
-        for mapping in mapped:
-            self._mapped.setdefault(mapping.gref, []).append(mapping)
+        gref = 0
+        try:
+            granter = self._services.domain(self._domid)
+            make_use, ram_fd = granter.gnttab.make_use, granter.memory.ram_fd
+            for gref in grefs:
+                use = make_use(gref, DOM0, readonly=readonly, mapping=True)
+                mapped.append(use)
+                frame = use.frame
+                if frame.fd != ram_fd:
+                    raise XenError(Errno.EINVAL, "a page that is not the guest's RAM")
+                offsets.append(frame.offset)
+        except (GrantError, XenError) as error:
+            for use in mapped:
+                use.release()
+            return Kind.REFUSED, f"grant {gref}: {error}".encode()
+        for gref, use in zip(grefs, mapped, strict=True):
+            self._mapped.setdefault(gref, []).append(use)
         self._count += len(mapped)
         return Kind.MAPPED, offsets.tobytes()
 
@@ -77,7 +89,7 @@ class GrantServer:
             mappings = self._mapped.get(gref)
             if mappings is None:
                 raise ChannelError(f"grant {gref} is not mapped")
-            mappings.pop().close()
+            mappings.pop().release()
             self._count -= 1
             if not mappings:
                 del self._mapped[gref]
@@ -87,7 +99,7 @@ class GrantServer:
         """Give everything back; when the process is no more."""
         for mappings in self._mapped.values():
             for mapping in mappings:
-                mapping.close()
+                mapping.release()
         self._mapped.clear()
         self._count = 0
 

@@ -1,4 +1,4 @@
-"""A guest's memory in a device's process: pages by their offset, and grants asked for by reference."""
+"""A guest's memory in a device's process: pages by their offset, and grants looked up, or asked for by reference."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from xenpy.devices.grants import Page
     from xenpy.devices.isolation.channel import Channel
+    from xenpy.pv.gnttab.looking import Looking
 
 U32: Final = "I"
 U64: Final = "Q"
@@ -33,6 +34,8 @@ class RemotePage(NamedTuple):
 
     gref: int
     view: memoryview
+    held: bool
+    """Whether the VMM has mapped it for us."""
 
     def close(self) -> None:
         """Do nothing: the view is of memory that stays mapped."""
@@ -50,9 +53,13 @@ class Ram:
 
     def page(self, offset: int) -> memoryview:
         """Return a live view of a page."""
+        return self.all_up_to(offset)[offset : offset + PAGE_SIZE]
+
+    def all_up_to(self, offset: int) -> memoryview:
+        """Return a live view of everything, at least as far as the page at an offset."""
         if offset >= len(self._view):  # the guest has got more since
             self._view = self._map()
-        return self._view[offset : offset + PAGE_SIZE]
+        return self._view
 
 
 class RemoteGrants:
@@ -63,18 +70,31 @@ class RemoteGrants:
     def __init__(self, channel: Channel, ram: Ram) -> None:
         self._channel = channel
         self._ram = ram
+        self.looking: Looking | None = None
+        """What finds most of the pages without asking."""
 
     def map(self, grefs: Sequence[int], *, readonly: bool) -> Sequence[RemotePage]:
         """Map pages. Raises FrontendError, with none of them mapped, if one was not granted."""
-        flag = READ_ONLY if readonly else READ_WRITE
-        offsets = array(U64, self._ask(Kind.MAP, flag + array(U32, grefs).tobytes()))
-        pages = [RemotePage(gref, self._ram.page(offset)) for gref, offset in zip(grefs, offsets, strict=True)]
-        return [RemotePage(gref, view.toreadonly()) for gref, view in pages] if readonly else pages
+        offsets: Sequence[int] | None = None
+        if self.looking is not None:
+            offsets = self.looking.offsets(grefs, readonly=readonly)
+        held = offsets is None
+        if offsets is None:
+            flag = READ_ONLY if readonly else READ_WRITE
+            offsets = array(U64, self._ask(Kind.MAP, flag + array(U32, grefs).tobytes()))
+        ram = self._ram.all_up_to(max(offsets, default=0))
+        if readonly:
+            ram = ram.toreadonly()
+        return [
+            RemotePage(gref, ram[offset : offset + PAGE_SIZE], held)
+            for gref, offset in zip(grefs, offsets, strict=True)
+        ]
 
     def unmap(self, pages: Sequence[Page]) -> None:
         """Let the guest have pages back; when this returns it has them."""
-        if pages:
-            self._ask(Kind.UNMAP, array(U32, [page.gref for page in pages]).tobytes())
+        held = [page.gref for page in pages if not isinstance(page, RemotePage) or page.held]
+        if held:
+            self._ask(Kind.UNMAP, array(U32, held).tobytes())
 
     def _ask(self, kind: Kind, payload: bytes) -> bytes:
         try:

@@ -106,11 +106,10 @@ class Connection:
             if ready:
                 send(ready)
             sent = iter([frame is not None for frame in frames])
-        for packet, status in zip(packets, changed, strict=True):
-            if packet.multicast:
-                queue.tx.answer(packet, status)
-            else:
-                queue.tx.answer(packet, NETIF_RSP_OKAY if next(sent) else NETIF_RSP_ERROR)
+        queue.tx.answer(
+            (packet, status if packet.multicast else NETIF_RSP_OKAY if next(sent) else NETIF_RSP_ERROR)
+            for packet, status in zip(packets, changed, strict=True)
+        )
 
     # -- to the guest -------------------------------------------------------------------------------------------------
 

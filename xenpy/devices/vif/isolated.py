@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from xenpy.abi.netif import NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE
 from xenpy.devices.isolation.grants import GrantServer, ram_offset
 from xenpy.devices.isolation.keeper import Keeper, Line
+from xenpy.devices.isolation.looking import ASK_SIZE, open_table, tell_whether_plain
 from xenpy.devices.isolation.process import TEMPLATE
 from xenpy.devices.journal import Journal
 from xenpy.devices.ring import ring_entries
@@ -37,7 +38,9 @@ TX_ENTRIES: Final = ring_entries(1, NETIF_TX_SLOT_SIZE)
 RX_ENTRIES: Final = ring_entries(1, NETIF_RX_SLOT_SIZE)
 RX_JOURNAL: Final = Journal.size(TX_ENTRIES, NETIF_TX_SLOT_SIZE)
 """Where in a line's state the journal of a receive ring is; that of a transmit ring is at its start."""
-_STATE_SIZE: Final = RX_JOURNAL + Journal.size(RX_ENTRIES, NETIF_RX_SLOT_SIZE)
+ASKS: Final = RX_JOURNAL + Journal.size(RX_ENTRIES, NETIF_RX_SLOT_SIZE)
+"""And, in the first line's state, the word that says whether to ask for grants."""
+_STATE_SIZE: Final = ASKS + ASK_SIZE
 
 
 class Outlet(Protocol):
@@ -156,13 +159,17 @@ class Isolated:
         journals: list[Journal] = []
         with ExitStack() as undo:
             queues = [self._add(place, lines, journals, undo) for place in plan.queues]
+            granter = self._services.domain(self._domid)
+            undo.callback(tell_whether_plain(granter, memoryview(mmap.mmap(lines[0].state, _STATE_SIZE))[ASKS:]))
             resources = undo.pop_all()
         self._steering, self._groups = steering, []
         offloads = {name: getattr(plan.offloads, name) for name in type(plan.offloads).__slots__}
 
         def describe(fds: list[int]) -> Mapping[str, Any]:
+            table = open_table(granter, fds)
             self.outlet.open(fds)
             return {
+                "table": table,
                 "queues": queues, "offloads": offloads, "rate": self._config.rate, "kind": self.outlet.kind,
                 "wishes": self._wishes, "steering": steering.state(), "groups": self._groups,
             }  # fmt: skip

@@ -22,7 +22,7 @@ from xenpy.devices.vif.slots import parse_packet, rx_responses, rx_slots
 from xenpy.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from xenpy.devices.grants import Grants, Page
     from xenpy.devices.ring import BackRing
@@ -84,13 +84,16 @@ class TxRing:
         validated = blank or bool(packet.flags & NETTXF_data_validated)
         return Frame([head, *parts], packet.size, blank, validated, packet.gso)
 
-    def answer(self, packet: TxPacket, status: int) -> None:
-        """Put the responses to a packet's slots."""
-        for ident in packet.ids:
-            if ident is None:
-                self.ring.put(NETIF_TX_RESPONSE.pack(0, NETIF_RSP_NULL))
-            else:
-                self.ring.put(NETIF_TX_RESPONSE.pack(ident, status))
+    def answer(self, packets: Iterable[tuple[TxPacket, int]]) -> None:
+        """Put the responses to packets' slots, each packet's with its status."""
+        pack = NETIF_TX_RESPONSE.pack
+        self.ring.put_all(
+            [
+                pack(0, NETIF_RSP_NULL) if ident is None else pack(ident, status)
+                for packet, status in packets
+                for ident in packet.ids
+            ]
+        )
 
 
 class RxRing:
@@ -128,9 +131,10 @@ class RxRing:
         finally:
             if pages:
                 self._grants.unmap(pages)
+        responses: list[bytes] = []
         for frame, requests in self._put:
-            for response in rx_responses(frame, [ident for ident, _ in requests]):
-                self.ring.put(response)
+            responses += rx_responses(frame, [ident for ident, _ in requests])
+        self.ring.put_all(responses)
         self._put.clear()
         return self.ring.push()
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from xenpy.abi.netif import NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE
 from xenpy.config.vif import VifRate
 from xenpy.devices.isolation.channel import Kind
+from xenpy.devices.isolation.looking import RemoteLooking
 from xenpy.devices.journal import Journal
 from xenpy.devices.journaled import JournaledRing
 from xenpy.devices.vif.connection import Connection, Groups, Queue
 from xenpy.devices.vif.flow import Steering
 from xenpy.devices.vif.frame import Offloads
-from xenpy.devices.vif.isolated import RX_ENTRIES, RX_JOURNAL, TX_ENTRIES
+from xenpy.devices.vif.isolated import ASKS, RX_ENTRIES, RX_JOURNAL, TX_ENTRIES
 from xenpy.devices.vif.port import Port
 from xenpy.devices.vif.queue import RxRing, TxRing
 from xenpy.devices.vif.stream import StreamLink
@@ -46,12 +47,17 @@ class _Served:
         self._lines = job.lines
         self._loop = Loop()
         device = job.device
+        fds = list(job.fds)
+        if device["table"] is not None:
+            looking = RemoteLooking(fds.pop(0), device["table"], job.lines[0].state[ASKS:])
+            for line in job.lines:
+                line.grants.looking = looking
         link: Link
         if device["kind"] == "tap":
-            link = TapLink.adopt(self._loop, job.fds[0])
+            link = TapLink.adopt(self._loop, fds[0])
         else:
             link = self._stream = StreamLink(self._loop, lambda: self._note({"lost": True}))
-            for fd in job.fds:
+            for fd in fds:
                 self._stream.use(socket.socket(fileno=fd))
         rate = device["rate"]
         self._port = Port(self, self._loop, link, VifRate(*rate) if rate else None)

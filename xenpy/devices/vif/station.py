@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from xenpy.abi.netif import NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE
-from xenpy.devices.grants import HostGrants
 from xenpy.devices.ring import BackRing
 from xenpy.devices.vif.connection import Connection, Groups, Queue
+from xenpy.devices.vif.near import NearGrants
 from xenpy.devices.vif.port import Port
 from xenpy.devices.vif.queue import RxRing, TxRing
 
@@ -110,7 +110,7 @@ class InLoop:
         self.port.schedule()
 
     def _queue(self, place: QueuePlace, stack: ExitStack) -> Queue:
-        grants = HostGrants(self._services, self._domid)
+        grants = NearGrants(self._services, self._domid)
         tx = TxRing(self._ring(place.tx_gref, NETIF_TX_SLOT_SIZE, stack), grants)
         rx = RxRing(self._ring(place.rx_gref, NETIF_RX_SLOT_SIZE, stack), grants)
         tx_port = rx_port = self._bind(place.tx_port, stack)

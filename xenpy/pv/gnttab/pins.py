@@ -97,6 +97,10 @@ class Use(Protocol):
     def readonly(self) -> bool:
         """Tell whether the use is for reading only."""
 
+    @property
+    def frame(self) -> Frame:
+        """Return the page."""
+
     def view(self) -> tuple[memoryview, int]:
         """Return a live view of the page, and our address of it. Raises GrantError."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy import atomics
 from xenpy.abi.grant_table import (
@@ -40,12 +40,14 @@ _V2: Final = Struct("<HHHHQ")  # flags, domid, page_off, length, frame
 _V2_TRANSITIVE: Final = Struct("<HHHHI4x")  # flags, domid, trans_domid, pad0, gref
 _STATUS_BITS: Final = GTF_reading | GTF_writing
 _STATUS_PER_PAGE: Final = PAGE_SIZE // GRANT_STATUS_SIZE
+_PER_PAGE_V1: Final = PAGE_SIZE // GRANT_ENTRY_SIZE_V1
+_WORD_SHIFT: Final = 3
+_HALF, _HEADER_V1 = 0xFFFF, 0xFFFF_FFFF
 _PIN_ATTEMPTS: Final = 5
 """A granter that changes an entry while we pin it makes us try again, so often at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A grant entry, copied from the table once.
 
     A `partial` one covers `length` bytes from `offset`; one with a `trans_domid` passes on grant `gref` of that domain.
@@ -82,6 +84,11 @@ class SharedTable:
         self.grow(1)
 
     # -- size ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def words(self) -> memoryview:
+        """Return the pool, live, as 64-bit words."""
+        return self._pool.words
 
     @property
     def entries(self) -> int:
@@ -205,15 +212,11 @@ class SharedTable:
         `permits` raises GrantError if the entry does not allow it. An entry that the granter changes meanwhile is
         looked at again; one that never rests is a GrantError.
         """
+        if self.version == 1:
+            return self._mark_v1(gref, permits, bits)
         for _ in range(_PIN_ATTEMPTS):
             entry = self.read(gref)
             permits(entry)
-            if self.version == 1:
-                hva = self._hva(gref)
-                header = entry.flags | entry.domid << 16
-                if atomics.cmpxchg32(hva, header, header | bits) == header:
-                    return entry
-                continue
             # Entry and status lie apart: the granter clears the one, then looks at the other; we do it the other way
             # round.
             self._set_status(gref, bits)
@@ -221,6 +224,23 @@ class SharedTable:
                 return entry
             self.clear(gref, bits & ~held)
         raise GrantError(GNTST.general_error, f"grant {gref} changes all the time")
+
+    def _mark_v1(self, gref: int, permits: Callable[[Entry], None], bits: int) -> Entry:
+        offset = self._offset_v1(gref)
+        hva = self._pool.hva_of(offset)
+        for _ in range(_PIN_ATTEMPTS):
+            word = self._pool.words[offset >> _WORD_SHIFT]  # one load: header and gfn go together
+            header = word & _HEADER_V1
+            entry = Entry(word & _HALF, word >> 16 & _HALF, word >> 32)
+            permits(entry)
+            if atomics.cmpxchg32(hva, header, header | bits) == header:
+                return entry
+        raise GrantError(GNTST.general_error, f"grant {gref} changes all the time")
+
+    def _offset_v1(self, gref: int) -> int:
+        """Return where in the pool an entry is."""
+        page, index = divmod(gref, _PER_PAGE_V1)
+        return self.frames[page].offset + index * GRANT_ENTRY_SIZE_V1
 
     def _hva(self, gref: int) -> int:
         frame, offset = self._locate(gref)
@@ -241,6 +261,13 @@ class SharedTable:
 
     def clear(self, gref: int, bits: int) -> None:
         """Take GTF_reading or GTF_writing back."""
+        if not bits:
+            return
+        if self.version == 1:  # both at once, if the guest keeps still
+            offset = self._offset_v1(gref)
+            header = self._pool.words[offset >> _WORD_SHIFT] & _HEADER_V1
+            if atomics.cmpxchg32(self._pool.hva_of(offset), header, header & ~bits) == header:
+                return
         hva, first = self._status_bit(gref)
         for bit in (GTF_reading, GTF_writing):
             if bits & bit:

@@ -17,6 +17,7 @@ from xenpy.abi.grant_table import (
 from xenpy.errors import Errno, XenError
 from xenpy.pv.gnttab.copy import CopyEnd, copy
 from xenpy.pv.gnttab.errors import GrantError
+from xenpy.pv.gnttab.looking import Looking, Outline
 from xenpy.pv.gnttab.mapping import MAPTRACK_PER_FRAME, GrantMapping, Handle, HvmMapper
 from xenpy.pv.gnttab.pins import Pins
 from xenpy.pv.gnttab.shared import SharedTable
@@ -62,8 +63,8 @@ class GrantTable:
         self._lookup = lookup
         self._shared = SharedTable(frames, max_frames)
         self._pins = Pins(domid, self._shared, memory, self._pins_of)
-        self.make_use: MakeUse = self._pins.pin
-        """Uses a grant for a backend; an attribute, for traces and faults to take its place."""
+        self._make_use: MakeUse = self._pins.pin
+        self._watchers: list[Callable[[], None]] = []
         self._frame_number = frame_number or self._gfn_of
         self._mapper: Mapper = mapper or HvmMapper(memory)
         self._max_handles = max_maptrack_frames * MAPTRACK_PER_FRAME
@@ -77,6 +78,31 @@ class GrantTable:
     def guard_writes(self, take: Callable[[int], bool], give: Callable[[int], None]) -> None:
         """Have `take` called with a gfn before somebody may write to it, which it may refuse, and `give` when nobody may any more."""
         self._pins.take_writable, self._pins.give_writable = take, give
+
+    @property
+    def make_use(self) -> MakeUse:
+        """Return what uses a grant for a backend; traces and faults take its place."""
+        return self._make_use
+
+    @make_use.setter
+    def make_use(self, make_use: MakeUse) -> None:
+        self._make_use = make_use
+        for hear in tuple(self._watchers):
+            hear()
+
+    @make_use.deleter
+    def make_use(self) -> None:
+        self.make_use = self._pins.pin
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether nothing has taken the place of `make_use`."""
+        return self._make_use == self._pins.pin
+
+    def watch_uses(self, hear: Callable[[], None]) -> Callable[[], None]:
+        """Have `hear` called when something takes the place of `make_use` or gives it back; return what ends that."""
+        self._watchers.append(hear)
+        return lambda: self._watchers.remove(hear)
 
     def _pins_of(self, domid: int) -> Pins:
         return self._lookup(domid)._pins
@@ -96,6 +122,23 @@ class GrantTable:
     def nr_frames(self) -> int:
         """Return how many pages of entries there are."""
         return len(self._shared.frames)
+
+    @property
+    def fd(self) -> int:
+        """Return the file that has the pages of entries."""
+        return self._shared.frames[0].fd
+
+    def outline(self) -> Outline | None:
+        """Return what `Looking` needs; None for version 2, and where the RAM is nobody else's to map."""
+        if self.version != 1 or self._memory.is_private:
+            return None
+        pages = [frame.offset for frame in self._shared.frames]
+        return Outline(pages, *self._memory.main_run, self._pins.take_writable is None)
+
+    def looking(self) -> Looking | None:
+        """Return what looks grants up for a backend in this process, which is to be asked only while the table `is_plain`."""
+        outline = self.outline()
+        return None if outline is None else Looking(self._shared.words, outline)
 
     @property
     def max_frames(self) -> int:

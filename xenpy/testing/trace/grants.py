@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenpy.memory import Frame
     from xenpy.pv.gnttab.pins import Use
 
 
@@ -28,6 +29,11 @@ class TracedUse:
     def readonly(self) -> bool:
         """Tell whether the use is for reading only."""
         return self._use.readonly
+
+    @property
+    def frame(self) -> Frame:
+        """Return the page."""
+        return self._use.frame
 
     def view(self) -> tuple[memoryview, int]:
         """Return a live view of the page, and our address of it. Raises GrantError."""
