@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PROGRAM: Final = "qemu-nbd"
 _RESIZER: Final = "qemu-img"
-_START_S: Final = 30.0
+_START_S: Final = 90.0
 _POLL_S: Final = 0.01
 _STOP_S: Final = 60.0
 """qemu-nbd writes back what it has cached before it ends."""

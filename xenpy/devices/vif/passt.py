@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = "passt"
 _MAX_WORDS: Final = 4096
-_START_S: Final = 10.0
+_START_S: Final = 90.0
+"""It takes a few milliseconds, but more than ten seconds were seen on a busy emulated host."""
 _EXIT_S: Final = 2.0
 _LOOK_S: Final = 0.01
 _RESTART_S: Final = 0.1
@@ -127,7 +128,8 @@ class Passt:
                 if stream.recv(1):
                     return
             time.sleep(_LOOK_S)
-        raise HostError(f"passt did not start: {self._end()}")
+        slow = f"no answer within {_START_S:.0f} s; " if self.process.poll() is None else ""
+        raise HostError(f"passt did not start: {slow}{self._end()}")
 
     def _connect(self) -> socket.socket:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
