@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ import pytest
 import xenpy
 from tests.conftest import images
 from xenpy.abi.xenbus import XenbusState
+from xenpy.config.disk import DiskConfig, DiskFormat
+from xenpy.devices.vbd.backend import VbdBackend
+from xenpy.devices.vbd.image import open_disk
 from xenpy.initramfs import make_initramfs
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ pytestmark = [pytest.mark.boot, pytest.mark.kvm]
 
 KERNEL = "debian-6.12"  # cloud kernels have neither 9pnet_xen nor xen-kbdfront
 TIMEOUT = 120
+XVDC = 202 << 8 | 32
 TEXT = "Hello, World!"
 KEYED = "hello, world"
 """vncdo does not press Shift."""
@@ -46,7 +51,7 @@ def linux(place: Path) -> Iterator[xenpy.Guest]:
     kernel = images(KERNEL)
     guest = xenpy.Guest.from_kernel(
         kernel.kernel, type="pv", name="devices", memory=384, vcpus=1, maxvcpus=2, timeout=TIMEOUT,
-        ramdisk=make_initramfs(images=kernel, modules=["9p", "9pnet_xen"]), cmdline="console=tty0 console=hvc0 quiet",
+        ramdisk=make_initramfs(images=kernel, modules=["9p", "9pnet_xen", "xen-blkfront"]), cmdline="console=tty0 console=hvc0 quiet",
         p9=[f"tag=share,path={place / 'share'},security_model=none"],
         channel=[f"name=test,connection=socket,path={place / 'channel'}"],
         vfb=["vncpasswd=geheim"],
@@ -60,6 +65,26 @@ def succeed(guest: xenpy.Guest, command: str) -> str:
     done = guest.run(command)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_a_cd_drive(linux: xenpy.Guest, tmp_path: Path) -> None:
+    empty = DiskConfig("", "xvdc", XVDC, format=DiskFormat.EMPTY, writable=False, cdrom=True)
+    drive = linux.devices.plug("vbd", empty)
+    assert isinstance(drive, VbdBackend)
+    succeed(linux, "until [ -b /dev/xvdc ]; do sleep .1; done")
+    assert succeed(linux, "cat /sys/block/xvdc/size /sys/block/xvdc/ro") == "0\n1\n"
+    for number in range(2):
+        content = random.Random(number).randbytes(number + 1 << 20)
+        (tmp_path / str(number)).write_bytes(content)
+        disc = replace(empty, target=str(tmp_path / str(number)), format=DiskFormat.RAW)
+        drive.insert(disc, open_disk(disc))
+        succeed(linux, f"until [ $(cat /sys/block/xvdc/size) = {len(content) >> 9} ]; do sleep .1; done")
+        assert succeed(linux, "md5sum </dev/xvdc").split()[0] == hashlib.md5(content).hexdigest()
+    drive.insert(empty, open_disk(empty))
+    succeed(linux, "until [ $(cat /sys/block/xvdc/size) = 0 ]; do sleep .1; done")
+    assert succeed(linux, "dd if=/dev/xvdc bs=512 count=1 2>/dev/null | wc -c") == "0\n"
+    linux.devices.unplug("vbd", XVDC)
+    succeed(linux, "while [ -b /dev/xvdc ]; do sleep .1; done")
 
 
 def test_a_shared_folder(linux: xenpy.Guest, place: Path) -> None:

@@ -263,6 +263,31 @@ def test_disks_come_and_go(tools: Toolstack, tmp_path: Path) -> None:
     assert "disks" not in json.loads(tools.ok("list", "-l", "x"))[0]["config"]
 
 
+def test_a_medium_is_put_into_a_drive_and_taken_out(tools: Toolstack, tmp_path: Path) -> None:
+    image, other = tmp_path / "disc", tmp_path / "other"
+    image.write_bytes(bytes(1 << 20))
+    other.write_bytes(bytes(1 << 20))
+    tools.create("x")
+    tools.ok("block-attach", "x", "vdev=xvdc", "devtype=cdrom", "access=r", "target=")
+    tools.ok("block-attach", "x", f"{other},raw,xvdb,rw")
+
+    def disks() -> list[dict[str, object]]:
+        found: list[dict[str, object]] = json.loads(tools.ok("list", "-l", "x"))[0]["config"]["disks"]
+        return found
+
+    assert disks()[0]["format"] == "empty"
+    assert tools.ok("cd-insert", "x", "xvdc", str(image)) == ""
+    assert (disks()[0]["pdev_path"], disks()[0]["format"]) == (str(image), "raw")
+    assert tools.ok("cd-eject", "x", "51744") == ""
+    assert disks()[0]["format"] == "empty"
+    assert "is no CD drive" in tools.xl("cd-insert", "x", "xvdb", str(image)).err
+    assert "is no CD drive" in tools.xl("cd-eject", "x", "xvdb").err
+    assert "has no vbd xvdz" in tools.xl("cd-insert", "x", "xvdz", str(image)).err
+    assert "there is no such file" in tools.xl("cd-insert", "x", "xvdc", "/no/such/disc").err
+    assert "cd-eject takes out" in tools.xl("cd-insert", "x", "xvdc", "").err
+    assert [disk["vdev"] for disk in disks()] == ["xvdc", "xvdb"]
+
+
 def test_a_core_has_what_was_in_memory(tools: Toolstack, tmp_path: Path) -> None:
     from elftools.elf.elffile import ELFFile
 

@@ -1,4 +1,4 @@
-"""`block-attach`, `block-detach`, `block-resize`, `block-list`, what of it network interfaces have, `screenshot` and `vncviewer`."""
+"""`block-attach`, `block-detach`, `block-resize`, `block-list`, `cd-insert`, `cd-eject`, the same of network interfaces, and screens."""
 
 from __future__ import annotations
 
@@ -41,6 +41,34 @@ def block_resize(domain: str, device: str, size: str | None) -> None:
 
     wanted = None if size is None else lifecycle.parse_kib(size) << 10
     click.echo(client.call(domain, "block_resize", device=device, size=wanted))
+
+
+@click.command("cd-insert")
+@click.argument("domain")
+@click.argument("device")
+@click.argument("target")
+def cd_insert(domain: str, device: str, target: str) -> None:
+    """Put the image or block device TARGET into DEVICE, a CD drive of DOMAIN, in place of what is in it.
+
+    DEVICE is a name such as xvdc or a number; the drive is there already, with devtype=cdrom in disk= or by block-attach.
+    """
+    from xenpy.toolstack import hotplug
+
+    if not target:
+        raise click.BadParameter(
+            "an image or a block device is wanted; cd-eject takes out what is there", param_hint="TARGET"
+        )
+    hotplug.insert(domain, device, target)
+
+
+@click.command("cd-eject")
+@click.argument("domain")
+@click.argument("device")
+def cd_eject(domain: str, device: str) -> None:
+    """Take out what is in DEVICE, a CD drive of DOMAIN, a name such as xvdc or a number. The guest is not asked."""
+    from xenpy.toolstack import hotplug
+
+    hotplug.insert(domain, device, "")
 
 
 @click.command("block-list")

@@ -20,6 +20,8 @@ TOOLSTACK: Final = {
     "block-resize": ("xenpy.cli.devices", "block_resize", "Have a domain see a disk's new size."),
     "block-detach": ("xenpy.cli.devices", "block_detach", "Take a disk from a domain."),
     "block-list": ("xenpy.cli.devices", "block_list", "List the disks of domains."),
+    "cd-eject": ("xenpy.cli.devices", "cd_eject", "Take the medium out of a domain's CD drive."),
+    "cd-insert": ("xenpy.cli.devices", "cd_insert", "Put a medium into a domain's CD drive."),
     "console": ("xenpy.cli.create", "console", "Show the console of a domain and type into it."),
     "create": ("xenpy.cli.create", "create", "Create a domain that outlives the command."),
     "debug-keys": ("xenpy.cli.system", "debug_keys", "Write what debug keys ask for to the messages."),

@@ -45,6 +45,7 @@ class Commands:
             "attach": self.attach,
             "detach": self.detach,
             "block_resize": self.block_resize,
+            "cd_insert": self.cd_insert,
             "debug_keys": self.debug_keys,
             "dump_core": self.dump_core,
             "save": self.save,
@@ -179,6 +180,12 @@ class Commands:
         """Have the guest see the size that a disk's image has by now, or is given before, and return it in bytes."""
         self._alive()
         return plugging.resize(self._supervisor.guest, device, size)
+
+    def cd_insert(self, device: str, target: str, directory: str) -> None:
+        """Put an image or block device into a CD drive, or take out what is in it if `target` is ""."""
+        self._alive()
+        supervisor = self._supervisor
+        supervisor.config = plugging.insert(supervisor.guest, supervisor.config, device, target, directory)
 
     # -- looking into it ----------------------------------------------------------------------------------------------
 

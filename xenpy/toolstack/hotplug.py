@@ -40,6 +40,12 @@ def detach(identifier: str, kind: str, device: str, *, force: bool) -> None:
             time.sleep(_LOOK_S)
 
 
+def insert(identifier: str, device: str, target: str) -> None:
+    """Put what `target` names into a CD drive, or take out what is in it if that is "". Raises CommandError."""
+    with connect(identifier) as connection:
+        connection.call("cd_insert", device=device, target=target, directory=str(Path.cwd()))
+
+
 def devices(identifiers: Sequence[str], kind: str) -> list[dict[str, Any]]:
     """Return the devices of domains, each with its domain's number as "domid". Raises CommandError."""
     found: list[dict[str, Any]] = []

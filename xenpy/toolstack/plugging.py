@@ -67,17 +67,17 @@ def attach(guest: Guest, config: DomainConfig, kind: str, spec: str, directory: 
     Relative paths are looked for in `directory`. Raises ConfigError, HostError, CommandError.
     """
     check_kind(kind)
-    record = _disk(spec, directory) if kind == "vbd" else _vif(guest, spec)
+    record = _disk(spec, directory, "block-attach") if kind == "vbd" else _vif(guest, spec)
     guest.devices.plug(kind, record)
     field = KINDS[kind]
     change: dict[str, Any] = {field: (*getattr(config, field), record)}
     return replace(config, **change), record.devid
 
 
-def _disk(spec: str, directory: str) -> DiskConfig:
+def _disk(spec: str, directory: str, command: str) -> DiskConfig:
     from xenpy.config.disk import parse_disk
 
-    disk = parse_disk(Atom(spec, Position("<block-attach>", 1, 1)))
+    disk = parse_disk(Atom(spec, Position(f"<{command}>", 1, 1)))
     beside = Path(directory) / disk.target
     return replace(disk, target=str(beside)) if disk.target and beside.exists() else disk
 
@@ -106,6 +106,27 @@ def resize(guest: Guest, device: str, size: int | None) -> int:
         raise CommandError(f"Domain {guest.domain.domid}: disk {device} is going already")
     disk.resize(size)
     return disk.backing.size
+
+
+def insert(guest: Guest, config: DomainConfig, device: str, target: str, directory: str) -> DomainConfig:
+    """Put what `target` names, as in disk=, into a CD drive, or nothing if it is ""; return the new configuration.
+
+    Relative paths are looked for in `directory`. Raises CommandError, ConfigError, HostError.
+    """
+    from xenpy.devices.vbd.backend import VbdBackend
+    from xenpy.devices.vbd.image import open_disk
+
+    devid = _devid(guest, VbdBackend.kind, device)
+    where = f"Domain {guest.domain.domid}: disk {device}"
+    before = next((record for record in config.disks if record.devid == devid), None)
+    drive = guest.devices.find(VbdBackend.kind, devid)
+    if before is None or not isinstance(drive, VbdBackend):
+        raise CommandError(f"{where} is going already")
+    if not before.cdrom:
+        raise CommandError(f"{where} is no CD drive, which has devtype=cdrom in disk=")
+    record = _disk(f"vdev={before.vdev},access=r,devtype=cdrom,target={target}", directory, "cd-insert")
+    drive.insert(record, open_disk(record))
+    return replace(config, disks=tuple(record if each is before else each for each in config.disks))
 
 
 def _devid(guest: Guest, kind: str, device: str) -> int:

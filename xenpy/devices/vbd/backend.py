@@ -45,7 +45,9 @@ class VbdBackend(Backend):
         """What serves the frontend, while one is connected."""
         self._plan: Plan | None = None
         self._ask: Ask | None = None
-        self._moving = False  # from a process to threads
+        self._moving = False  # from a process to threads, or to another medium
+        self._inserted: list[tuple[DiskConfig, Backing]] = []
+        """Media that wait for requests under way, the last of which stays."""
         self._on_moved: Callable[[], None] | None = None
         if isolated:
             from xenpy.devices.isolation.process import TEMPLATE
@@ -154,9 +156,40 @@ class VbdBackend(Backend):
 
         return isinstance(self.backing, QemuImage) and self.backing.kill()
 
+    def insert(self, disk: DiskConfig, backing: Backing) -> None:
+        """Put another medium into the drive, which closes it in the end, or an EmptyDrive for none; the guest is told.
+
+        The requests under way are done with the one before. From any thread.
+        """
+        with self.services.lock:
+            self._inserted.append((disk, backing))
+            if self.connection is not None:
+                connection, self.connection = self.connection, None
+                self._moving = True
+                connection.stop(self._moved)
+            elif not self._moving:
+                self._change_media()
+
+    def _change_media(self) -> None:
+        """Have what was inserted last be what there is; under the lock, while nobody uses what there was."""
+        inserted, self._inserted = self._inserted, []
+        for disk, backing in inserted:
+            self.services.call_soon(self.backing.close)
+            self._disk, self.backing = disk, backing
+        if inserted and not self._closed:
+            nodes = self.backend_nodes()
+            self._tell({name: nodes[name] for name in ("params", "type")} | self._properties())
+
+    def _tell(self, nodes: Nodes) -> None:
+        """Write what has changed, and have a frontend that is connected look at it."""
+        self.write(nodes)
+        if self.state is XenbusState.Connected:
+            self.write({"state": XenbusState.Connected.value})  # it looks when the node is written
+
     def _moved(self) -> None:
         """Go on in threads, or with what has come in the way; under the lock."""
         self._moving = False
+        self._change_media()
         on_moved, self._on_moved = self._on_moved, None
         if on_moved is not None:
             on_moved()
@@ -217,16 +250,13 @@ class VbdBackend(Backend):
         with self.services.lock:
             changed = self.backing.refresh()
             if changed:
-                self.write(self._properties())
-                if self.state is XenbusState.Connected:
-                    self.write(
-                        {"state": XenbusState.Connected.value}
-                    )  # the frontend looks again when the node is written
+                self._tell(self._properties())
         return changed
 
     def release(self) -> None:
         """Close the medium."""
-        self.backing.close()
+        for medium in (self.backing, *(backing for _, backing in self._inserted)):
+            medium.close()
         if self._isolated:
             from xenpy.devices.isolation.process import TEMPLATE
 
