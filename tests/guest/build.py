@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 LIB = HERE / "lib"
-TWO_VCPUS = frozenset({"smp"})
+TWO_VCPUS = frozenset({"shared", "smp"})
 """Kernels that want a second vCPU."""
 STEERED = frozenset({"ending", "debug", "clock", "console", "boot", "forked"})
 """Kernels that do what their command line says, or want somebody to talk to: a test module of their own runs each."""

@@ -218,6 +218,21 @@ def number_at(gdb: Client, gva: int) -> int:
     return int.from_bytes(bytes.fromhex(gdb.ask(f"m{gva:x},8")), "little")
 
 
+def test_atomic_instructions_beside_what_is_watched(builder: build.Builder) -> None:
+    shared = Kernel(builder.build("shared", 64, build.PVH, ()), "pvh")
+    guest = shared.guest(vcpus=2)
+    page = shared.symbols["page"]
+    address = guest.gdb()
+    with guest, Client(address) as gdb:
+        assert gdb.ask(f"Z2,{page:x},8") == "OK"
+        for value in (1, 2, 3):
+            assert gdb.ask("vCont;c") == f"T05thread:1;watch:{page:x};"
+            assert number_at(gdb, page) == value
+        assert number_at(gdb, page + 8) == 2 * 600
+        assert gdb.ask("D") == "OK"
+        check(guest, "shared")
+
+
 def test_a_watchpoint_stops_behind_each_store(kernel: Callable[[str], Kernel]) -> None:
     debug = kernel("debug")
     guest = debug.guest()

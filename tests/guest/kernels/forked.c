@@ -15,25 +15,11 @@
 #define GS_MARK 0x7654321000ull
 #define PAT 0x277
 #define PAT_MARK 0x0007010600070406ull
-#define CODE_32 0xc9b
-#define DATA_32 0xc93
-#define TSS_32 0x8b
 
-static uint8_t stack[8192] __attribute__((aligned(16)));
 static uint8_t grants[PAGE_SIZE] PAGE_ALIGNED;
 static volatile unsigned ticks[2], pings, wrong, second_ended;
 static volatile bool two, by_lapic;
 static evtchn_port_t timers[2], ping;
-#ifdef __x86_64__
-extern uint8_t page_map[];
-#endif
-
-static unsigned self(void)
-{
-    uint32_t regs[4];
-    cpuid(0x40000004, 0, regs);
-    return regs[1];
-}
 
 static bool take(evtchn_port_t port)
 {
@@ -49,7 +35,7 @@ static void arm(unsigned vcpu)
 
 static void on_upcall(struct frame *frame)
 {
-    unsigned vcpu = self();
+    unsigned vcpu = own_vcpu();
     (void)frame;
     vcpu_info(vcpu)->evtchn_upcall_pending = 0;
     __sync_fetch_and_and(&vcpu_info(vcpu)->evtchn_pending_sel, 0);
@@ -116,27 +102,6 @@ static void second(void)
         wait_for_interrupt();
 }
 
-static struct vcpu_hvm_context context_of(void (*run)(void))
-{
-    struct vcpu_hvm_context context;
-    memset(&context, 0, sizeof context);
-#ifdef __x86_64__
-    context.mode = VCPU_HVM_MODE_64B;
-    context.cpu_regs.x86_64 = (struct vcpu_hvm_x86_64){
-        .rip = (unsigned long)vcpu_entry, .rsp = (unsigned long)(stack + sizeof stack), .rbx = (unsigned long)run,
-        .cr0 = 0x80010011, .cr3 = (unsigned long)page_map, .cr4 = 0x20, .efer = 0x500,
-    };
-#else
-    context.mode = VCPU_HVM_MODE_32B;
-    context.cpu_regs.x86_32 = (struct vcpu_hvm_x86_32){
-        .eip = (unsigned long)vcpu_entry, .esp = (unsigned long)(stack + sizeof stack), .ebx = (unsigned long)run,
-        .cr0 = 0x11, .cs_limit = ~0u, .ds_limit = ~0u, .ss_limit = ~0u, .es_limit = ~0u, .tr_limit = 0x67,
-        .cs_ar = CODE_32, .ds_ar = DATA_32, .ss_ar = DATA_32, .es_ar = DATA_32, .tr_ar = TSS_32,
-    };
-#endif
-    return context;
-}
-
 TEST(forked)
 {
     struct evtchn_bind_ipi bind = {.vcpu = 0};
@@ -156,9 +121,9 @@ TEST(forked)
     REQUIRE(grant_table_op(GNTTABOP_setup_table, &setup, 1) == 0);
     REQUIRE(add_to_physmap(XENMAPSPACE_grant_table, 0, gfn_of(grants)) == 0);
     volatile grant_entry_v1_t *entry = (void *)grants;
-    entry[9].frame = gfn_of(stack);
+    entry[9].frame = gfn_of(grants);
     if (two) {
-        struct vcpu_hvm_context context = context_of(second);
+        struct vcpu_hvm_context context = second_vcpu(second);
         REQUIRE(vcpu_op(VCPUOP_initialise, SECOND_VCPU, &context) == 0);
         REQUIRE(vcpu_op(VCPUOP_up, SECOND_VCPU, 0) == 0);
     }
@@ -167,7 +132,7 @@ TEST(forked)
         wait_for_interrupt();
     CHECK_EQ(wrong, 0);
     CHECK(!two || (second_ended && pings > READY));
-    CHECK_EQ(entry[9].frame, gfn_of(stack));
+    CHECK_EQ(entry[9].frame, gfn_of(grants));
     struct gnttab_query_size size = {.dom = DOMID_SELF};
     CHECK_OK(grant_table_op(GNTTABOP_query_size, &size, 1));
     CHECK(size.nr_frames >= 1);

@@ -5,24 +5,15 @@
 #include "guest.h"
 
 #define SECOND (1000 * MS)
-#define CODE_32 0xc9b
-#define DATA_32 0xc93
-#define TSS_32 0x8b
 #define MARK 0x1234
 
-static uint8_t stack[8192] __attribute__((aligned(16)));
 static volatile unsigned runs, asked, seen_id;
 static evtchn_port_t port;
-#ifdef __x86_64__
-extern uint8_t page_map[];
-#endif
 
 /* What the second vCPU does: says who it is, then polls its port and counts. */
 static void second(void)
 {
-    uint32_t regs[4];
-    cpuid(0x40000004, 0, regs);
-    seen_id = MARK + regs[1];
+    seen_id = MARK + own_vcpu();
     runs++;
     for (;;) {
         struct sched_poll poll = {.nr_ports = 1};
@@ -40,27 +31,6 @@ static bool wait_for(volatile unsigned *counter, unsigned value)
     return *counter >= value;
 }
 
-static struct vcpu_hvm_context context_of(void (*run)(void))
-{
-    struct vcpu_hvm_context context;
-    memset(&context, 0, sizeof context);
-#ifdef __x86_64__
-    context.mode = VCPU_HVM_MODE_64B;
-    context.cpu_regs.x86_64 = (struct vcpu_hvm_x86_64){
-        .rip = (unsigned long)vcpu_entry, .rsp = (unsigned long)(stack + sizeof stack), .rbx = (unsigned long)run,
-        .cr0 = 0x80010011, .cr3 = (unsigned long)page_map, .cr4 = 0x20, .efer = 0x500,
-    };
-#else
-    context.mode = VCPU_HVM_MODE_32B;
-    context.cpu_regs.x86_32 = (struct vcpu_hvm_x86_32){
-        .eip = (unsigned long)vcpu_entry, .esp = (unsigned long)(stack + sizeof stack), .ebx = (unsigned long)run,
-        .cr0 = 0x11, .cs_limit = ~0u, .ds_limit = ~0u, .ss_limit = ~0u, .es_limit = ~0u, .tr_limit = 0x67,
-        .cs_ar = CODE_32, .ds_ar = DATA_32, .ss_ar = DATA_32, .es_ar = DATA_32, .tr_ar = TSS_32,
-    };
-#endif
-    return context;
-}
-
 TEST(starts_offline)
 {
     REQUIRE(map_shared_info());
@@ -76,7 +46,7 @@ TEST(cannot_go_up_uninitialised)
 
 TEST(refuses_a_bad_context)
 {
-    struct vcpu_hvm_context context = context_of(second);
+    struct vcpu_hvm_context context = second_vcpu(second);
     context.mode = 7;
     CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EINVAL);
     CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, BAD_POINTER), XEN_EFAULT);
@@ -84,7 +54,7 @@ TEST(refuses_a_bad_context)
 
 TEST(initialise)
 {
-    struct vcpu_hvm_context context = context_of(second);
+    struct vcpu_hvm_context context = second_vcpu(second);
     CHECK_OK(vcpu_op(VCPUOP_initialise, 1, &context));
     CHECK_ERR(vcpu_op(VCPUOP_initialise, 1, &context), XEN_EEXIST);
     CHECK_EQ(vcpu_op(VCPUOP_is_up, 1, 0), 0);

@@ -136,8 +136,9 @@ static inline unsigned long gfn_of(const void *page)
     return (unsigned long)page / PAGE_SIZE;
 }
 
-/* The domain's own number, from CPUID. */
+/* The domain's own number, and that of the vCPU, from CPUID. */
 domid_t own_domid(void);
+unsigned own_vcpu(void);
 
 /* Sets up hypercalls, and handlers of exceptions; returns whether there are hypercalls. Of lib/hvm.c or pv/lib/pv.c. */
 bool platform_init(void);
@@ -171,6 +172,8 @@ void idt_init(void);
 void lapic_enable(void);
 void lapic_eoi(void);
 void vcpu_entry(void);
+/* What VCPUOP_initialise takes for a second vCPU, of which there is one at most: it calls `run`, on a stack of its own. */
+struct vcpu_hvm_context second_vcpu(void (*run)(void));
 extern uint32_t start_info_gpa;
 extern uint8_t gdt_pointer[];
 const struct hvm_start_info *start_info(void);

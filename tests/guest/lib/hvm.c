@@ -10,10 +10,17 @@
 #define LAPIC_EOI 0xb0
 #define LAPIC_TPR 0x80
 #define LAPIC_ENABLED 0x1ff
+#define CODE_32 0xc9b
+#define DATA_32 0xc93
+#define TSS_32 0x8b
 
 extern uint8_t vector_entries[256][16];
 
+#ifdef __x86_64__
+extern uint8_t page_map[];
+#endif
 static uint8_t shared_info_page[PAGE_SIZE] PAGE_ALIGNED;
+static uint8_t second_stack[8192] __attribute__((aligned(16)));
 static void (*handlers[256])(struct frame *);
 
 /* -- hypercalls ---------------------------------------------------------------------------------------------------- */
@@ -55,6 +62,13 @@ domid_t own_domid(void)
     uint32_t regs[4];
     cpuid(XEN_LEAVES + 4, 0, regs);
     return regs[2];
+}
+
+unsigned own_vcpu(void)
+{
+    uint32_t regs[4];
+    cpuid(XEN_LEAVES + 4, 0, regs);
+    return regs[1];
 }
 
 long add_to_physmap(unsigned space, unsigned long idx, unsigned long gfn)
@@ -139,6 +153,27 @@ void lapic_enable(void)
 void lapic_eoi(void)
 {
     *lapic(LAPIC_EOI) = 0;
+}
+
+struct vcpu_hvm_context second_vcpu(void (*run)(void))
+{
+    struct vcpu_hvm_context context;
+    memset(&context, 0, sizeof context);
+#ifdef __x86_64__
+    context.mode = VCPU_HVM_MODE_64B;
+    context.cpu_regs.x86_64 = (struct vcpu_hvm_x86_64){
+        .rip = (unsigned long)vcpu_entry, .rsp = (unsigned long)(second_stack + sizeof second_stack), .rbx = (unsigned long)run,
+        .cr0 = 0x80010011, .cr3 = (unsigned long)page_map, .cr4 = 0x20, .efer = 0x500,
+    };
+#else
+    context.mode = VCPU_HVM_MODE_32B;
+    context.cpu_regs.x86_32 = (struct vcpu_hvm_x86_32){
+        .eip = (unsigned long)vcpu_entry, .esp = (unsigned long)(second_stack + sizeof second_stack), .ebx = (unsigned long)run,
+        .cr0 = 0x11, .cs_limit = ~0u, .ds_limit = ~0u, .ss_limit = ~0u, .es_limit = ~0u, .tr_limit = 0x67,
+        .cs_ar = CODE_32, .ds_ar = DATA_32, .ss_ar = DATA_32, .es_ar = DATA_32, .tr_ar = TSS_32,
+    };
+#endif
+    return context;
 }
 
 bool platform_init(void)
