@@ -6,14 +6,16 @@ from contextlib import contextmanager
 from struct import pack_into
 from typing import TYPE_CHECKING
 
-from xenpy.abi.grant_table import GTF_permit_access, GTF_sub_page, GTF_transitive
+import pytest
+
+from xenpy.abi.grant_table import GNTST, GTF_permit_access, GTF_sub_page, GTF_transitive
 from xenpy.errors import Errno, XenError
 from xenpy.framepool import FramePool
 from xenpy.memory import PAGE_SIZE, GuestMemory
-from xenpy.pv.gnttab import GrantTable
+from xenpy.pv.gnttab import GrantError, GrantTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 RAM_PAGES = 32
 EMPTY_GFN = 0x1000  # where guests map what others grant
@@ -81,8 +83,11 @@ class Domain:
         self.pool.close()
 
 
+Three = tuple[Domain, Domain, Domain]
+
+
 @contextmanager
-def three_domains(version: int = 1, **kwargs: int) -> Iterator[tuple[Domain, Domain, Domain]]:
+def three_domains(version: int = 1, **kwargs: int) -> Iterator[Three]:
     """Make domains 1, 2 and 3, all with tables of a version."""
     domains: dict[int, Domain] = {}
     made = Domain(1, domains, **kwargs), Domain(2, domains, **kwargs), Domain(3, domains, **kwargs)
@@ -93,3 +98,10 @@ def three_domains(version: int = 1, **kwargs: int) -> Iterator[tuple[Domain, Dom
     finally:
         for domain in made:
             domain.close()
+
+
+def refused(status: GNTST, function: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """See a use of a grant refused with a status."""
+    with pytest.raises(GrantError) as caught:
+        function(*args, **kwargs)
+    assert caught.value.status is status, str(caught.value)

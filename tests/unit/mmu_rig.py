@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xenpy.abi._xen64 import ffi
@@ -14,7 +15,7 @@ from xenpy.pv.mmu import Mappable, Mmu
 from xenpy.pv.mmu.layout import COUNT_MASK, FrameType, refs_of, type_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BASE = 0x400
 PAGES = 96
@@ -38,6 +39,16 @@ dispatch.load()
 def va(mfn: int) -> int:
     """Return the address at which the first L1 has room for a frame of this number."""
     return (mfn - BASE) << PAGE_SHIFT
+
+
+def to(mfn: int, flags: int = PRW) -> int:
+    """Return an entry that leads to a frame."""
+    return mfn << PAGE_SHIFT | flags
+
+
+def slot(mfn: int, index: int) -> int:
+    """Return the machine address of an entry of a table."""
+    return (mfn << PAGE_SHIFT) + index * 8
 
 
 class RigVcpu:
@@ -205,3 +216,20 @@ class Rig:
         gva = self.arguments(*(word for pair in pairs for word in pair))
         result = self.hypercall(1, gva, len(pairs), va(ARGUMENTS) + PAGE_SIZE - 8, domid)
         return result, self.argument(PAGE_SIZE - 8, 4)
+
+
+def tree(rig: Rig) -> None:
+    """Build an L4, L3, L2 and L1, the last the first that is free, not yet tables, the L1 mapping nothing."""
+    for child in range(FREE, FREE + 3):
+        rig.put(child + 1, 0, to(child))
+
+
+@contextmanager
+def audited_rig() -> Iterator[Rig]:
+    """Make a guest that has started, and see in the end that everything was counted right."""
+    made = Rig()
+    made.start()
+    yield made
+    assert made.mmu.frames.mismatches == 0
+    assert made.mmu.audit() == []
+    made.close()

@@ -19,10 +19,12 @@ from mmu_rig import (
     PAGES,
     POOL,
     PRESENT,
-    PRW,
     RW,
     P,
     Rig,
+    audited_rig,
+    slot,
+    to,
     va,
 )
 
@@ -47,19 +49,8 @@ HYPERVISOR_VA = 0xFFFF_8080_0000_0000
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig()
-    made.start()
-    yield made
-    assert made.mmu.audit() == []
-    made.close()
-
-
-def to(mfn: int, flags: int = PRW) -> int:
-    return mfn << PAGE_SHIFT | flags
-
-
-def slot(mfn: int, index: int) -> int:
-    return (mfn << PAGE_SHIFT) + index * 8
+    with audited_rig() as made:
+        yield made
 
 
 def new_l4(rig: Rig, mfn: int) -> int:

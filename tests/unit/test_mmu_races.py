@@ -7,10 +7,9 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 import pytest
-from mmu_rig import FREE, L1, L3, L4, PRW, P, Rig
+from mmu_rig import FREE, L1, L3, L4, P, Rig, audited_rig, slot, to
 
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.mmu.layout import FrameType
 
 if TYPE_CHECKING:
@@ -22,20 +21,8 @@ A, B, C, D, E = range(FREE, FREE + 5)
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig()
-    made.start()
-    yield made
-    assert made.mmu.frames.mismatches == 0
-    assert made.mmu.audit() == []
-    made.close()
-
-
-def to(mfn: int, flags: int = PRW) -> int:
-    return mfn << PAGE_SHIFT | flags
-
-
-def slot(mfn: int, index: int) -> int:
-    return (mfn << PAGE_SHIFT) + index * 8
+    with audited_rig() as made:
+        yield made
 
 
 def before_locking(rig: Rig, action: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ from xenpy.domain import areas
 from xenpy.domain.debugging import INT3
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.runstate import Runstate, ThreadRunstate
+from xenpy.domain.waiting import LONGEST_DELAY_NS, Waiting
 from xenpy.hypercalls.call import Call
 from xenpy.kvm import exits
 from xenpy.kvm.constants import Exit, Sync
@@ -31,19 +32,15 @@ DEBUG_PORT: Final = 0xE9
 """Bytes written here go to the emergency console. Ref: arch-x86/xen.h, XEN_HVM_DEBUGCONS_IOPORT"""
 
 
-_LONGEST_DELAY_NS: Final = 1 << 52
-"""What a timer of the host's takes: slow clocks make short deadlines long."""
-
-
 class DomainDying(Exception):
     """Ends a hypercall whose domain has ended meanwhile."""
 
 
-class Vcpu(ABC):
+class Vcpu(Waiting):
     """A vCPU of a domain. Methods belong to its own thread or are called under the host's lock, as noted."""
 
     def __init__(self, domain: Domain, vcpu_id: int, kvm_id: int, sync: Sync) -> None:
-        self.domain: Domain = domain
+        super().__init__(domain)
         self.vcpu_id = vcpu_id
         self.iopl = 0
         self.io_bitmap = 0, 0
@@ -61,15 +58,9 @@ class Vcpu(ABC):
         self.time_area: int | None = None
         """The gpa of the second vcpu_time_info that the guest has registered."""
         self._requests: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition(domain.host.lock)
-        self._poll_ports: frozenset[int] = frozenset()
-        self._polls = False
-        self._poll_until: int | None = None
-        self._woken = False
         self._started = self._up = vcpu_id == 0
         self.account.set_online(self._up)
         self._timer_cost_ns = 1
-        self._kick_at = 0
         self.thread: threading.Thread | None = None
         self.exits = 0
         self._handlers: dict[int, Callable[[], None]] = {
@@ -156,11 +147,6 @@ class Vcpu(ABC):
     @abstractmethod
     def set_upcall_vector(self, vector: int) -> None:
         """Deliver upcalls as this vector through the LAPIC."""
-
-    @property
-    @abstractmethod
-    def is_idle(self) -> bool:
-        """Tell whether the guest has nothing to do on this vCPU until an event comes. From any thread."""
 
     @abstractmethod
     def is_halted_for_good(self) -> bool:
@@ -266,7 +252,7 @@ class Vcpu(ABC):
             delay = self.retry_at - now if delay is None else min(delay, self.retry_at - now)
         if delay is None:
             return
-        delay = min(max(self._timer_cost_ns, delay), _LONGEST_DELAY_NS)
+        delay = min(max(self._timer_cost_ns, delay), LONGEST_DELAY_NS)
         if now < self._kick_at <= now + delay:
             return
         self.kvm.kick_after(delay)
@@ -321,65 +307,6 @@ class Vcpu(ABC):
     def event_pending(self) -> bool:
         """Tell whether an upcall waits."""
         return self.domain.shared_info.vcpu_info[self.vcpu_id].upcall_pending
-
-    def yield_(self) -> None:
-        """Let other vCPUs run: their threads get the interpreter while this one sleeps for the shortest time."""
-        self._wake.wait(0)
-
-    def poll(self, ports: Sequence[int], timeout_ns: int) -> None:
-        """Sleep until a port is pending, an upcall comes, or system time reaches `timeout_ns` (0: no limit)."""
-        domain, evtchn = self.domain, self.domain.evtchn
-        self._poll_ports = frozenset(ports)
-        self._woken = False
-        self._polls, self._poll_until = True, timeout_ns or None
-        try:
-            while not (self._woken or domain.ending is not None or any(evtchn.is_pending(port) for port in ports)):
-                self.wait_until(self.next_deadline())
-                self.timers.expire()
-                if timeout_ns and domain.clock.now() >= timeout_ns:
-                    return
-        finally:
-            self._poll_ports = frozenset()
-            self._polls, self._poll_until = False, None
-
-    def next_deadline(self) -> int | None:
-        """Return the system time at which something is due that the vCPU has asked for, or None."""
-        deadline = self.timers.next_deadline()
-        if self._poll_until is None:
-            return deadline
-        return self._poll_until if deadline is None else min(deadline, self._poll_until)
-
-    @property
-    def waits(self) -> bool:
-        """Tell whether the guest has nothing to do on this vCPU until an event comes, or its deadline. From any thread."""
-        return self._polls or (self.is_idle and not self.event_pending())
-
-    @property
-    def sleeps(self) -> bool:
-        """Tell whether the thread is not in the guest, and has to take the host's lock before it is. Under that lock."""
-        return self._polls
-
-    def wait_until(self, deadline: int | None) -> None:
-        """Sleep until somebody wakes this vCPU, or system time reaches a deadline."""
-        delay = None if deadline is None else self.domain.clock.delay_until(deadline)
-        if delay is None:
-            self._wake.wait()
-        elif delay > 0:
-            self._wake.wait(min(delay, _LONGEST_DELAY_NS) / 1e9)
-
-    def clock_changed(self) -> None:
-        """Look at the clock again, which has leapt or goes at another rate. Under the host's lock, from any thread."""
-        self._kick_at = 0
-        if self.sleeps:
-            self._wake.notify_all()
-        else:
-            self.kick()
-
-    def wake_if_polling(self, port: int) -> None:
-        """End a poll that waits for a port."""
-        if port in self._poll_ports:
-            self._woken = True
-            self._wake.notify_all()
 
     # -- time and runstate ----------------------------------------------------------------------------------------------
 
