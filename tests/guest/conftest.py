@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import build
 import pytest
 from harness import MODES, PV_MODES, PvRuns, Runs
+from toolstack_rig import Toolstack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def _why_not(*, emulated: bool) -> str | None:
@@ -48,3 +54,17 @@ def runs(builder: build.Builder) -> Runs:
 @pytest.fixture(scope="session")
 def pv_runs(builder: build.Builder) -> PvRuns:
     return PvRuns(builder)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, builder: build.Builder) -> Iterator[Toolstack]:
+    toolstack = Toolstack(tmp_path, builder.build("console"))
+    yield toolstack
+    toolstack.destroy_all()
+    assert toolstack.entries() == []
+
+
+@pytest.fixture
+def ending(builder: build.Builder) -> str:
+    """Return the setting that makes a guest one that ends as its command line says."""
+    return f"kernel={builder.build('ending')}"

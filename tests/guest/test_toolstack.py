@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from toolstack_rig import TIMEOUT_S, Toolstack, is_running, until
 
-from tests.gdb_client import Client
 from xenpy.exitcodes import ExitCode
 from xenpy.toolstack import lifecycle
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import build
-
 MANY = 20
-
-
-@pytest.fixture
-def tools(tmp_path: Path, builder: build.Builder) -> Iterator[Toolstack]:
-    toolstack = Toolstack(tmp_path, builder.build("console"))
-    yield toolstack
-    toolstack.destroy_all()
-    assert toolstack.entries() == []
-
-
-@pytest.fixture
-def ending(builder: build.Builder) -> str:
-    """Return the setting that makes a guest one that ends as its command line says."""
-    return f"kernel={builder.build('ending')}"
 
 
 def test_many_guests_side_by_side(tools: Toolstack) -> None:
@@ -211,116 +189,6 @@ def test_a_wrong_request_is_refused(tools: Toolstack, command: list[str]) -> Non
     assert sorted(tools.listed()) == ["x", "y"]
 
 
-def test_a_screenshot_takes_a_screen(tools: Toolstack, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    for name, settings, reason in (
-        ("blind", (), "has no framebuffer 0: give it one with vfb="),
-        ("dark", ('vfb=["vnc=0"]',), "no driver is connected to framebuffer 0"),
-    ):
-        tools.create(name, settings=settings)
-        with tools.popen("screenshot", name, str(picture), program="xenpy") as process:
-            _, err = process.communicate(timeout=TIMEOUT_S)
-        assert process.returncode != 0
-        assert reason in err.decode()
-    assert not picture.exists()
-
-
-def test_what_is_asked_of_the_kernel_is_there_for_it(tools: Toolstack) -> None:
-    tools.create("x", settings=("maxmem=32", "maxvcpus=2"))
-    for command in (
-        ["mem-set", "x", "24m"],
-        ["vcpu-set", "x", "2"],
-        ["sysrq", "x", "s"],
-        ["shutdown", "x"],
-        ["reboot", "x"],
-    ):
-        tools.ok(*command)
-    assert [line.split()[:3] for line in tools.ok("vcpu-list", "x").splitlines()[1:]] == [
-        ["x", "1", "0"],
-        ["x", "1", "1"],
-    ]
-    assert tools.ok("uptime", "x").splitlines()[1].split()[:2] == ["x", "1"]
-    assert "x" in tools.ok("top", "-i", "2", "-d", "0.1")
-
-
-def test_disks_come_and_go(tools: Toolstack, tmp_path: Path) -> None:
-    image, other = tmp_path / "disk", tmp_path / "other"
-    image.write_bytes(bytes(1 << 20))
-    other.write_bytes(bytes(1 << 20))
-    tools.create("x")
-    tools.ok("block-attach", "x", f"{image},raw", "xvdb,rw")
-    assert tools.ok("block-list", "x").splitlines()[1].split()[:4] == ["51728", "0", "1", "1"]
-    (config,) = json.loads(tools.ok("list", "-l", "x"))
-    assert config["config"]["disks"][0]["pdev_path"] == str(image)
-    assert "exists already" in tools.xl("block-attach", "x", f"{other},raw,xvdb,rw").err
-    os.truncate(image, 3 << 20)
-    assert tools.ok("block-resize", "x", "xvdb") == f"{3 << 20}\n"
-    assert tools.ok("block-resize", "x", "xvdb", "4") == f"{4 << 20}\n"
-    assert "made larger only" in tools.xl("block-resize", "x", "xvdb", "1").err
-    assert image.stat().st_size == 4 << 20
-    tools.ok("block-detach", "x", "xvdb")
-    assert len(tools.ok("block-list", "x").splitlines()) == 1
-    assert "disks" not in json.loads(tools.ok("list", "-l", "x"))[0]["config"]
-
-
-def test_a_medium_is_put_into_a_drive_and_taken_out(tools: Toolstack, tmp_path: Path) -> None:
-    image, other = tmp_path / "disc", tmp_path / "other"
-    image.write_bytes(bytes(1 << 20))
-    other.write_bytes(bytes(1 << 20))
-    tools.create("x")
-    tools.ok("block-attach", "x", "vdev=xvdc", "devtype=cdrom", "access=r", "target=")
-    tools.ok("block-attach", "x", f"{other},raw,xvdb,rw")
-
-    def disks() -> list[dict[str, object]]:
-        found: list[dict[str, object]] = json.loads(tools.ok("list", "-l", "x"))[0]["config"]["disks"]
-        return found
-
-    assert disks()[0]["format"] == "empty"
-    assert tools.ok("cd-insert", "x", "xvdc", str(image)) == ""
-    assert (disks()[0]["pdev_path"], disks()[0]["format"]) == (str(image), "raw")
-    assert tools.ok("cd-eject", "x", "51744") == ""
-    assert disks()[0]["format"] == "empty"
-    assert "is no CD drive" in tools.xl("cd-insert", "x", "xvdb", str(image)).err
-    assert "is no CD drive" in tools.xl("cd-eject", "x", "xvdb").err
-    assert "has no vbd xvdz" in tools.xl("cd-insert", "x", "xvdz", str(image)).err
-    assert "there is no such file" in tools.xl("cd-insert", "x", "xvdc", "/no/such/disc").err
-    assert "cd-eject takes out" in tools.xl("cd-insert", "x", "xvdc", "").err
-    assert [disk["vdev"] for disk in disks()] == ["xvdc", "xvdb"]
-
-
-def test_a_core_has_what_was_in_memory(tools: Toolstack, tmp_path: Path) -> None:
-    from elftools.elf.elffile import ELFFile
-
-    tools.create("x")
-    with tools.viewer("x") as viewer:
-        assert viewer.stdout is not None
-        assert viewer.stdout.read(6) == b"ready\n"
-        core = tmp_path / "core"
-        tools.ok("dump-core", "x", str(core))
-    with core.open("rb") as file, tools.kernel.open("rb") as kernel_file:
-        elf, kernel = ELFFile(file), ELFFile(kernel_file)
-        sections = {section.name: section for section in elf.iter_sections()}
-        text = kernel.get_section_by_name(".text")
-        pfns = memoryview(sections[".xen_pfn"].data()).cast("Q")
-        page = list(pfns).index(text["sh_addr"] >> 12)
-        at = (page << 12) + text["sh_addr"] % 4096
-        assert sections[".xen_pages"].data()[at : at + text["sh_size"]] == text.data()
-        header = memoryview(sections[".note.Xen"].data()[16 + 16 : 16 + 16 + 32]).cast("Q")
-        assert list(header) == [0xF00FEBEE, 1, len(pfns), 4096]
-
-
-def test_messages_of_guests_and_debug_keys(tools: Toolstack, ending: str) -> None:
-    tools.xl("create", "-qF", *tools.settings("x", ending, "cmdline=poweroff"))
-    tools.create("y")
-    tools.ok("debug-keys", "qe?")
-    text = tools.ok("dmesg", "-c")
-    assert "(d1) ending: poweroff\n" in text
-    assert "(XEN)     name=y type=pvh state=running" in text
-    assert "Event channel information for domain 2" in text
-    assert "no such key" in text
-    assert tools.ok("dmesg") == ""
-
-
 def test_a_script_for_xl(tools: Toolstack, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "xenpy", "install-xl", tmp_path / "bin"], check=True, capture_output=True)
     (tmp_path / "g.cfg").write_text(f'name = "cfg"\ntype = "pvh"\nkernel = "{tools.kernel}"\nmemory = 16\n')
@@ -364,87 +232,3 @@ def test_helpers_of_a_killed_domain_end(tools: Toolstack, tmp_path: Path) -> Non
     os.kill(pid, signal.SIGKILL)
     until(lambda: not any(map(is_running, children)), "end of what served the disk")
     assert tools.listed() == {}
-
-
-def talk_until_traced(tools: Toolstack, out: Path) -> None:
-    """Have a guest do something again and again until a trace shows it."""
-    until(lambda: out.exists() or tools.xl("list").code, "trace")
-    while not out.read_bytes():
-        with tools.viewer("x") as viewer:
-            assert viewer.stdin is not None
-            viewer.stdin.write(b"hello\n")
-            viewer.stdin.flush()
-            assert viewer.stdout is not None
-            viewer.stdout.read(len("ready\n[hello]\n"))
-
-
-def test_a_guest_that_runs_is_traced_and_let_go(tools: Toolstack, tmp_path: Path) -> None:
-    tools.create("x")
-    for turn in range(2):
-        out = tmp_path / f"trace{turn}"
-        with tools.popen("strace", "-p", "x", "--json", "-o", str(out), "-e", "event", program="xenpy") as tracer:
-            talk_until_traced(tools, out)
-            tracer.send_signal(signal.SIGINT)
-            _, err = tracer.communicate(timeout=TIMEOUT_S)
-        assert (tracer.returncode, err) == (0, b"")
-        records = [json.loads(line) for line in out.read_text().splitlines()]
-        assert {record["kind"] for record in records} == {"event"}
-        assert tools.listed()["x"][3] in ("-b----", "r-----")
-
-
-def test_a_trace_ends_with_its_guest_and_killed_tracers_do_no_harm(tools: Toolstack, tmp_path: Path) -> None:
-    tools.create("x")
-    outs = [tmp_path / f"trace{number}" for number in range(3)]
-    tracers = [tools.popen("strace", "-p", "x", "-o", str(out), program="xenpy") for out in outs]
-    for out in outs:
-        talk_until_traced(tools, out)
-    tracers[0].kill()  # the first to come is the first to go
-    tracers[0].communicate()
-    tools.xl("console", "x", stdin=b"bye\n")
-    for tracer, out in zip(tracers[1:], outs[1:], strict=True):
-        _, err = tracer.communicate(timeout=TIMEOUT_S)
-        assert (tracer.returncode, err) == (0, b"xenpy: x: power-off\n")
-        assert "sched_op(shutdown, reason=poweroff)" in out.read_text().splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (["-p", "ghost"], 1),
-        (["-p", "x", "/dev/null"], 2),
-        ([], 2),
-        (["-p", "x", "--type", "pv"], 2),
-        (["-p", "x", "-e", "y"], 2),
-    ],
-)
-def test_what_cannot_be_traced(tools: Toolstack, arguments: list[str], code: int) -> None:
-    with tools.popen("strace", *arguments, program="xenpy") as refused:
-        _, err = refused.communicate(timeout=TIMEOUT_S)
-    assert refused.returncode == code, err
-    assert b"Traceback" not in err
-
-
-def test_a_debugger_starts_a_domain_and_comes_to_one_that_runs(tools: Toolstack) -> None:
-    done = tools.xl("create", "-q", "--gdb", "0", *tools.settings("one"))
-    assert done.code == 0, done.err
-    address = done.err.partition("target remote ")[2].strip()
-    with Client(address) as gdb:
-        assert gdb.ask("?") == "T05thread:1;"
-        assert gdb.ask("D") == "OK"
-    with tools.popen("gdb", "one", program="xenpy") as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-    assert (process.returncode, out.decode().strip()) == (0, address), err
-    with Client(address) as gdb:
-        assert gdb.ask("?") == "T02thread:1;"
-        gdb.send("k")
-    until(lambda: "one" not in tools.listed(), "end of the domain")
-
-
-def test_a_run_that_waits_for_a_debugger(tools: Toolstack) -> None:
-    with tools.popen("run", "--gdb", "0", *tools.settings("one"), program="xenpy") as process:
-        assert process.stderr is not None
-        line = process.stderr.readline().decode()
-        with Client(line.partition("target remote ")[2].strip()) as gdb:
-            assert gdb.ask("?") == "T05thread:1;"
-            gdb.send("k")
-        assert process.wait(timeout=TIMEOUT_S) == ExitCode.INTERRUPTED

@@ -6,24 +6,8 @@ import os
 import signal
 import termios
 import threading
-from typing import TYPE_CHECKING
 
-import pytest
 from toolstack_rig import TIMEOUT_S, Toolstack, until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    import build
-
-
-@pytest.fixture
-def tools(tmp_path: Path, builder: build.Builder) -> Iterator[Toolstack]:
-    toolstack = Toolstack(tmp_path, builder.build("console"))
-    yield toolstack
-    toolstack.destroy_all()
-    assert toolstack.entries() == []
 
 
 def test_every_viewer_sees_every_byte(tools: Toolstack) -> None:
