@@ -10,18 +10,18 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from xenpy import log
 from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.frontend import FrontendNodes
+from xenpy.devices.handshake import STEPS, Step
 from xenpy.errors import FrontendError, XenError, XenpyError
 from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore.toolstack import DeviceParams, add_device, remove_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from xenpy.pv.gnttab import GrantMapping
     from xenpy.pv.xenstore.client import Client, LocalWatch
@@ -63,46 +63,6 @@ class Services(Protocol):
 
     def notify(self, port: int) -> None:
         """Send an event on a port of ours, with or without the lock; to a guest that closed its end it is nothing."""
-
-
-class Step(Enum):
-    """What a backend does about its frontend's state."""
-
-    OFFER = auto()
-    """Write what the device can do, go to InitWait."""
-    CONNECT = auto()
-    """Map what the frontend has written down, go to Connected."""
-    RECONFIGURE = auto()
-    """Hear the frontend's new wishes, stay connected."""
-    CLOSING = auto()
-    """Agree to the end; the frontend may still have requests under way."""
-    CLOSE = auto()
-    """Let go of everything of the guest's, then go to Closed; a device being unplugged goes altogether."""
-    RESTART = auto()
-    """Let go of everything of the guest's, then offer the device anew: the frontend was started again without a farewell."""
-
-
-_S = XenbusState
-STEPS: Final[
-    Mapping[XenbusState, Mapping[XenbusState, Step]]
-] = {  # our state -> the frontend's -> what to do, if anything
-    _S.InitWait: {
-        _S.Initialised: Step.CONNECT,
-        _S.Connected: Step.CONNECT,
-        _S.Closing: Step.CLOSING,
-        _S.Closed: Step.CLOSE,
-        _S.Unknown: Step.CLOSE,
-    },
-    _S.Connected: {
-        _S.Initialising: Step.RESTART,
-        _S.Reconfigured: Step.RECONFIGURE,
-        _S.Closing: Step.CLOSING,
-        _S.Closed: Step.CLOSE,
-        _S.Unknown: Step.CLOSE,
-    },
-    _S.Closing: {_S.Initialising: Step.RESTART, _S.Closed: Step.CLOSE, _S.Unknown: Step.CLOSE},
-    _S.Closed: {_S.Initialising: Step.OFFER},
-}
 
 
 @dataclass(frozen=True, slots=True)
