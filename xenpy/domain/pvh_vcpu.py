@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from xenpy.abi.debugcons import DEBUG_PORT
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
 from xenpy.domain.debugging import INT3, OUT_DX, Trap
 from xenpy.domain.hvm_context import StartState, load
 from xenpy.domain.saved import PvhVcpuState
 from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
-from xenpy.domain.vcpu import DEBUG_PORT, HYPERCALL_PORT, Vcpu
+from xenpy.domain.vcpu import HYPERCALL_PORT, Vcpu
 from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import (
     KVM_EXIT_IO_OUT,

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 HYPERCALL_PORT: Final = 0xE1
 """The I/O port to which patched hypercall instructions write."""
-DEBUG_PORT: Final = 0xE9
-"""Bytes written here go to the emergency console. Ref: arch-x86/xen.h, XEN_HVM_DEBUGCONS_IOPORT"""
 
 
 class DomainDying(Exception):

@@ -74,6 +74,21 @@ class Fast(NamedTuple):
     pf_user: int
     from_call: int
     from_iret: int
+    ud_kernel: int
+    gp_kernel: int
+    pf_kernel: int
+    trap_ud: int
+    trap_gp: int
+    trap_pf: int
+    trap_entered: int
+    trap_by_us: int
+    trap_end: int
+
+    def traps(self, vcpus: int) -> dict[int, tuple[int, int]]:
+        """Return the handlers of a kernel's exceptions that are emulated in the guest, and where each goes on in ring 3, by vectors."""
+        from xenpy.shim.traps import NAMES, vectors
+
+        return {v: (getattr(self, f"{NAMES[v]}_kernel"), getattr(self, f"trap_{NAMES[v]}")) for v in vectors(vcpus)}
 
 
 class Recovery(NamedTuple):
@@ -160,6 +175,7 @@ def _emit_ring0(a: Assembler, guest: Guest) -> Fast0:
 def _emit_fast(a: Assembler, guest: Guest) -> None:
     from xenpy.shim.fast import FastCalls
     from xenpy.shim.modes import Modes
+    from xenpy.shim.traps import Traps
 
     modes = Modes(a, guest)
     a.align(16)
@@ -172,6 +188,9 @@ def _emit_fast(a: Assembler, guest: Guest) -> None:
     a.label("hypercall_end")
     modes.emit_ring3()
     modes.emit_ring0()
+    traps = Traps(a, guest)
+    traps.emit_ring3()
+    traps.emit_ring0(a.address("exceptions"), STUB_SIZE)
     for label, column, target in (("from_call", 8, "hypercall"), ("from_iret", 16, "iret")):
         a.align(16)
         a.label(label)

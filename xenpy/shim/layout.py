@@ -134,6 +134,33 @@ class State(IntEnum):
     """A port whose events may reach us late, so that in-guest code only notes them; 0 for none."""
     SENT = 45
     """Not 0 if the guest has sent an event from LATE_PORT."""
+    TRAP_RAX = 46
+    TRAP_CR2 = 47
+    TRAP_STUBS = 48
+    """Fifteen: IRETQ's frames for the in-guest code that emulates what faulted with #UD, #GP, #PF."""
+    TRAP_VECTOR = 63
+    """Of what is emulated, and in the words behind this the exception's frame and error code."""
+    TRAP_RIP = 64
+    TRAP_CS = 65
+    TRAP_RFLAGS = 66
+    TRAP_RSP = 67
+    TRAP_SS = 68
+    TRAP_ERROR = 69
+    TRAP_OPERAND = 70
+    """Where the register is saved that a store is of."""
+    TRAP_OPCODE = 71
+    PORTS_ALLOWED = 72
+    """Not 0 if the kernel may access I/O ports."""
+    PCI_ADDRESS = 73
+    """Of the first window: what the domain has written to the register by which PCI is configured."""
+    CPUID_COUNT = 74
+    """How many answers of CPUID there are."""
+    CPUID = 75
+    """Three for each of CPUID_LEAVES: EAX, and ECX 32 bits higher, as asked; then two registers a word, EAX, EBX, ECX, EDX."""
+
+
+CPUID_LEAVES: Final = 64
+"""So many answers in-guest code can keep."""
 
 
 class Selector(IntEnum):
@@ -158,8 +185,10 @@ IO_PORTS: Final = range(0xE0, 0xE8)
 
 @unique
 class Port(IntEnum):
-    """Ports by which in-guest code calls us."""
+    """Ports by which in-guest code calls us: four from each of them are accessed, which ring 3 may where it calls us too."""
 
+    TRAP = 0xE0
+    """An exception that in-guest code has looked at and leaves to us."""
     HYPERCALL = 0xE1
     SYSCALL = 0xE2
     SYSCALL32 = 0xE3

@@ -59,7 +59,8 @@ class PvDomain(Domain):
         self._make_state(lambda frame: self.frame_mfn(frame.offset))
         self.memory.add_frames(POOL_GPA, self.frames)
         self._fill_memory()
-        self.ports = Ports(self.clock.now)
+        state = self.shim.windows[0].state
+        self.ports = Ports(self.clock.now, state[State.PCI_ADDRESS : State.PCI_ADDRESS + 1])
         host_leaves = self.host.kvm.supported_cpuid()
         for vcpu_id in range(config.maxvcpus):
             vcpu = PvVcpu(self, vcpu_id)

@@ -83,6 +83,11 @@ class Faults(Bounces):
         if fast is None:
             return False
         offset = regs.rip - self.window.va
+        if fast.trap_entered <= offset < fast.trap_end:
+            regs.rip = self.window.va + fast.trap_by_us
+            self.kvm.run.kvm_dirty_regs |= Sync.REGS
+            self.within_shim = True
+            return True
         near_stack = abs(int(self.kvm.sregs.cr2) - int(regs.rsp)) < PAGE_SIZE
         if fast.hypercall <= offset < fast.hypercall_end and not near_stack:
             regs.rip = self.window.va + fast.give_up

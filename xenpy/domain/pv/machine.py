@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from xenpy.abi.debugcons import DEBUG_PORT
 from xenpy.domain.cpuid import XEN_BASE
 from xenpy.domain.pv.bounce import VMASST_architectural_iopl
 from xenpy.domain.pv.state import CR0_TS
@@ -194,7 +195,9 @@ class GuestMachine:
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """Return eax, ebx, ecx and edx of a CPUID leaf."""
-        return self._vcpu.domain.cpuid_table.ask(leaf, subleaf)
+        answer = self._vcpu.domain.cpuid_table.ask(leaf, subleaf)
+        self._vcpu.note_cpuid(leaf, subleaf, answer)
+        return answer
 
     def xsetbv(self, index: int, value: int) -> None:
         """Set XCR0 to what the guest may have."""
@@ -213,10 +216,7 @@ class GuestMachine:
 
     def port_out(self, port: int, size: int, value: int) -> None:
         """Write ports."""
-        if port == _DEBUG_PORT and size == 1:
+        if port == DEBUG_PORT and size == 1:
             self._vcpu.domain.console_write(bytes([value & 0xFF]))
         else:
             self._vcpu.domain.ports.write(port, size, value)
-
-
-_DEBUG_PORT: Final = 0xE9

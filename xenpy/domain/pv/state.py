@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xenpy.domain.vcpu import Vcpu
@@ -10,7 +11,7 @@ from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.paging import is_canonical
-from xenpy.shim.layout import GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
+from xenpy.shim.layout import CPUID_LEAVES, GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.domain import PvDomain
@@ -67,9 +68,10 @@ class PvState(Vcpu):
     domain: PvDomain
 
     def __init__(self, domain: PvDomain, vcpu_id: int, kvm_id: int, sync: Sync) -> None:
-        super().__init__(domain, vcpu_id, kvm_id, sync)
         self.window = domain.shim.windows[vcpu_id]
         self._words = self.window.state
+        super().__init__(domain, vcpu_id, kvm_id, sync)
+        self._words[State.CPUID_COUNT] = 0
         self._words[State.USER_CS64] = Selector.RING3_CS64
         self.cs: int = Selector.RING3_CS64
         self.ss: int = Selector.RING3_SS
@@ -92,6 +94,25 @@ class PvState(Vcpu):
     @in_kernel.setter
     def in_kernel(self, value: bool) -> None:
         self._words[State.MODE] = not value
+
+    @property
+    def iopl(self) -> int:
+        """The virtual IOPL."""
+        return self._iopl
+
+    @iopl.setter
+    def iopl(self, level: int) -> None:
+        self._iopl = level
+        self._words[State.PORTS_ALLOWED] = int(level > 0)
+
+    def note_cpuid(self, leaf: int, subleaf: int, answer: tuple[int, int, int, int]) -> None:
+        """Have in-guest code know an answer of CPUID, while it has room."""
+        count = self._words[State.CPUID_COUNT]
+        if count < CPUID_LEAVES:
+            eax, ebx, ecx, edx = answer
+            first = State.CPUID + 3 * count
+            self._words[first : first + 3] = array("Q", [leaf | subleaf << 32, eax | ebx << 32, ecx | edx << 32])
+            self._words[State.CPUID_COUNT] = count + 1
 
     @property
     def kernel_l4(self) -> int:

@@ -25,6 +25,7 @@ from xenpy.pv.emulate.machine import Vector
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT, PTE_PSE, PTE_RW
 from xenpy.shim.layout import DEBUG_STACK_SIZE, WRITES_MAX, Page, Port, Selector, State
+from xenpy.shim.traps import EMULATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,6 +55,7 @@ _BAD_VALUE: Final = frozenset({_NOT_PRESENT, _STACK_FAULT, Vector.GP, Vector.PF}
 _CALL_SIZE: Final = 4
 """The bytes that in-guest code writes to a port to call us; it writes one to the port that is an exception's number."""
 _RPL: Final = 3
+_SELECTOR: Final = 0xFFFF
 _L1_SHIFT: Final = 12
 _EVENT_CHANNEL_OP: Final = 32
 _INT3: Final = b"\xcc"
@@ -405,6 +407,9 @@ class PvVcpu(Faults, Contexts):
 
     def _on_call(self, port: int) -> None:
         regs = self.kvm.regs
+        if port == Port.TRAP and self.in_kernel:
+            self._take_trap()
+            return
         if self.domain.shim.code.fast is not None:
             regs.rip = self.window.state[State.RETURN]
         else:
@@ -414,6 +419,16 @@ class PvVcpu(Faults, Contexts):
             self._hypercall()
         else:
             self.on_syscall(port)
+
+    def _take_trap(self) -> None:
+        """Deal with an exception of the kernel's that in-guest code has left to us. The kernel can write to these words."""
+        words, regs = self._words[State.TRAP_VECTOR : State.TRAP_ERROR + 1].tolist(), self.kvm.regs
+        vector, regs.rip, cs, rflags, regs.rsp, ss, error = words
+        regs.rflags = rflags & ~_RFLAGS_CLEAR | _RFLAGS_FIXED
+        self.cs, self.ss = cs & _SELECTOR | _RPL, ss & _SELECTOR | _RPL
+        self.kvm.sregs.cr2 = self._words[State.TRAP_CR2]
+        self.kvm.run.kvm_dirty_regs |= Sync.REGS
+        self.on_exception(vector if vector in EMULATED else Vector.GP, error & _SELECTOR)
 
     def _hypercall(self) -> None:
         self._late.send()

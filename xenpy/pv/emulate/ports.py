@@ -21,6 +21,7 @@ SPEAKER: Final = 0x61
 RTC_INDEX: Final = 0x70
 PCI_CONFIG_ADDRESS: Final = 0xCF8
 _NOTHING: Final = 0xFF
+_MASK32: Final = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +35,27 @@ class PortsState:
 
 
 class Ports:
-    """The ports of one domain; `now_ns` is its clock, in ns. It has no lock: the domain's serialises access."""
+    """The ports of one domain; `now_ns` is its clock, in ns. It has no lock: the domain's serialises access.
 
-    def __init__(self, now_ns: Callable[[], int]) -> None:
+    `pci_address` is where PCI's address register is kept, one 64-bit word, if somebody else works on it as well.
+    """
+
+    def __init__(self, now_ns: Callable[[], int], pci_address: memoryview[int] | None = None) -> None:
         self.pit = Pit(now_ns)
         self._rtc_index = 0
-        self._pci_address = 0
+        self._pci = memoryview(bytearray(8)).cast("Q") if pci_address is None else pci_address
 
     def state(self) -> PortsState:
         """Return the ports as plain data."""
         return PortsState(*self.pit.state(), self._rtc_index, self._pci_address)
+
+    @property
+    def _pci_address(self) -> int:
+        return self._pci[0] & _MASK32
+
+    @_pci_address.setter
+    def _pci_address(self, value: int) -> None:
+        self._pci[0] = value
 
     def restore(self, state: PortsState) -> None:
         """Take over what `state` returned."""

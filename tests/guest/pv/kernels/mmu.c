@@ -150,6 +150,30 @@ TEST(an_exchange_with_an_l1)
     CHECK_EQ(*window_entry() & PTE_MFN, mfn_of(b_page) * PAGE_SIZE);
 }
 
+/* By registers of all kinds, and by operands that are more than a register. */
+TEST(exchanges_by_other_registers)
+{
+#define EXCHANGED(code)                                                                                          \
+    do {                                                                                                         \
+        REQUIRE(ready());                                                                                        \
+        uint64_t before_ = *window_entry();                                                                      \
+        struct regs regs_ = {.a = pte(b_page, PTE_RW_PAGE), .d = (unsigned long)window_entry()};                 \
+        CHECK_EQ(TRAP_WITH(code, regs_), NO_TRAP);                                                               \
+        CHECK_EQ(regs_.a & PTE_MFN, before_ & PTE_MFN);                                                          \
+        CHECK_EQ(*window_entry() & PTE_MFN, mfn_of(b_page) * PAGE_SIZE);                                         \
+    } while (0)
+    EXCHANGED("mov %%rax, %%r8; mov %%rdx, %%r9; xchg %%r8, (%%r9); mov %%r8, %%rax");
+    EXCHANGED("mov %%rdx, %%rsi; xchg %%rax, (%%rsi)");
+    EXCHANGED("mov %%rax, %%rbx; xchg %%rbx, (%%rdx); mov %%rbx, %%rax");
+    EXCHANGED("mov %%rdx, %%r11; xchg %%rax, (%%r11)");
+    EXCHANGED("mov %%rax, %%r10; xchg %%r10, (%%rdx); mov %%r10, %%rax");
+    EXCHANGED("lea -8(%%rdx), %%rcx; xchg %%rax, 8(%%rcx)");
+    EXCHANGED("mov $1, %%ecx; sub $8, %%rdx; xchg %%rax, (%%rdx,%%rcx,8)");
+    EXCHANGED("push %%r12; mov %%rdx, %%r12; xchg %%rax, (%%r12); pop %%r12");
+    EXCHANGED("push %%r13; mov %%rdx, %%r13; xchg %%rax, (%%r13); pop %%r13");
+    EXCHANGED("push %%rbp; mov %%rdx, %%rbp; xchg %%rax, (%%rbp); pop %%rbp");
+}
+
 TEST(compare_and_exchange_with_an_l1)
 {
     REQUIRE(ready());

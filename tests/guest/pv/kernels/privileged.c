@@ -123,6 +123,98 @@ TEST(ports_need_privilege)
     REQUIRE(set_iopl(0) == 0);
 }
 
+TEST(ports_behind_which_is_nothing)
+{
+    static const uint16_t ports[] = {0x10, 0x3e, 0x3f, 0x71, 0x80, 0x3f8, 0xcf6, 0xcf9, 0xcfc, 0xffff};
+    const unsigned long before = 0x1122334455667788;
+    REQUIRE(set_iopl(1) == 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(ports); i++) {
+        struct regs regs = {.d = ports[i] | 0xabcd0000, .a = before};
+        CHECK_EQ(TRAP_WITH("in %%dx, %%al", regs), NO_TRAP);
+        CHECK_EQ(regs.a, 0x11223344556677ff);
+        CHECK_EQ(regs.d, ports[i] | 0xabcd0000);
+        regs.a = before;
+        CHECK_EQ(TRAP_WITH("out %%al, %%dx", regs), NO_TRAP);
+        CHECK_EQ(TRAP_WITH("out %%ax, %%dx", regs), NO_TRAP);
+        CHECK_EQ(TRAP_WITH("out %%eax, %%dx", regs), NO_TRAP);
+        CHECK_EQ(regs.a, before);
+        CHECK_EQ(TRAP_WITH("in %%dx, %%ax", regs), NO_TRAP);
+        CHECK_EQ(regs.a, ports[i] == 0x3f ? regs.a : 0x112233445566ffff);
+        regs.a = before;
+        CHECK_EQ(TRAP_WITH("in %%dx, %%eax", regs), NO_TRAP);
+        CHECK_EQ(regs.a, ports[i] == 0x3f ? regs.a : 0xffffffff);
+    }
+    struct regs regs = {.d = 0x42, .a = before};
+    CHECK_EQ(TRAP_WITH("in $0x80, %%al; mov %%rax, %%rcx; in $0xf0, %%ax; mov %%rax, %%rdi; in $0x80, %%eax", regs), NO_TRAP);
+    CHECK_EQ(regs.c, 0x11223344556677ff);
+    CHECK_EQ(regs.di, 0x112233445566ffff);
+    CHECK_EQ(regs.a, 0xffffffff);
+    CHECK_EQ(TRAP_WITH("out %%al, $0x80; out %%ax, $0x80; out %%eax, $0x80", regs), NO_TRAP);
+    REQUIRE(set_iopl(0) == 0);
+    CHECK_EQ(TRAP_OF("in $0x80, %%al"), 13);
+}
+
+TEST(the_address_of_pci_reads_back)
+{
+    REQUIRE(set_iopl(1) == 0);
+    struct regs regs = {.d = 0xcf8, .a = 0xffffffff80001234};
+    CHECK_EQ(TRAP_WITH("out %%eax, %%dx; mov $-1, %%rax; in %%dx, %%eax", regs), NO_TRAP);
+    CHECK_EQ(regs.a, 0x80001234);
+    regs.a = 0;
+    CHECK_EQ(TRAP_WITH("out %%al, %%dx; in %%dx, %%al", regs), NO_TRAP);
+    CHECK_EQ(regs.a, 0xff);
+    CHECK_EQ(TRAP_WITH("in %%dx, %%eax", regs), NO_TRAP);
+    CHECK_EQ(regs.a, 0x80001234);
+    REQUIRE(set_iopl(0) == 0);
+}
+
+/* One that is emulated, in the middle of code that minds. */
+TEST(all_else_is_as_it_was)
+{
+    unsigned long wrong = 1, flags = 0;
+    REQUIRE(set_iopl(1) == 0);
+    __asm__ volatile(
+        "mov %%rsp, %%r15\n\t"
+        "push %%rbp\n\t"
+        "mov $3, %%ebx\n\tmov $5, %%ebp\n\tmov $6, %%esi\n\tmov $7, %%edi\n\tmov $8, %%r8d\n\tmov $9, %%r9d\n\t"
+        "mov $10, %%r10d\n\tmov $11, %%r11d\n\tmov $12, %%r12d\n\tmov $13, %%r13d\n\tmov $14, %%r14d\n\tmov $1, %%ecx\n\t"
+        "mov $0x1234, %%edx\n\tmov $0x77, %%eax\n\t"
+        "std\n\tstc\n\t"
+        "in %%dx, %%al\n\t"
+        "pushfq\n\tcld\n\t"
+        "xor $3, %%rbx\n\txor $5, %%rbp\n\txor $6, %%rsi\n\txor $7, %%rdi\n\txor $8, %%r8\n\txor $9, %%r9\n\t"
+        "xor $10, %%r10\n\txor $11, %%r11\n\txor $12, %%r12\n\txor $13, %%r13\n\txor $14, %%r14\n\txor $1, %%rcx\n\t"
+        "xor $0x1234, %%rdx\n\txor $0xff, %%rax\n\t"
+        "or %%rbx, %%rax\n\tor %%rbp, %%rax\n\tor %%rsi, %%rax\n\tor %%rdi, %%rax\n\tor %%r8, %%rax\n\tor %%r9, %%rax\n\t"
+        "or %%r10, %%rax\n\tor %%r11, %%rax\n\tor %%r12, %%rax\n\tor %%r13, %%rax\n\tor %%r14, %%rax\n\tor %%rcx, %%rax\n\t"
+        "or %%rdx, %%rax\n\t"
+        "pop %%rcx\n\tpop %%rbp\n\txor %%rsp, %%r15\n\tor %%r15, %%rax\n\t"
+        : "=a"(wrong), "=c"(flags)
+        :
+        : "rbx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc");
+    CHECK_EQ(wrong, 0);
+    CHECK_EQ(flags & (FLAGS_DF | 1), FLAGS_DF | 1);
+    REQUIRE(set_iopl(0) == 0);
+}
+
+TEST(cpuid_answers_the_same_again)
+{
+    static const uint32_t leaves[][2] = {{0, 0}, {1, 0}, {7, 0}, {7, 1}, {0xd, 0}, {0xd, 1}, {0x40000000, 0}, {0x80000000, 0}, {0x99999, 3}};
+    for (unsigned round = 0; round < 20; round++)
+        for (unsigned i = 0; i < ARRAY_SIZE(leaves); i++) {
+            struct regs first = {.a = leaves[i][0], .c = leaves[i][1]}, again;
+            first.a |= 0x5555ul << 32;
+            again = first;
+            CHECK_EQ(TRAP_WITH("ud2a; .ascii \"xen\"; cpuid; mov %%rbx, %%rdi", first), NO_TRAP);
+            CHECK_EQ(TRAP_WITH("ud2a; .ascii \"xen\"; cpuid; mov %%rbx, %%rdi", again), NO_TRAP);
+            CHECK_EQ(first.a, again.a);
+            CHECK_EQ(first.c, again.c);
+            CHECK_EQ(first.d, again.d);
+            CHECK_EQ(first.di, again.di);
+            CHECK_EQ((first.a | first.c | first.d | first.di) >> 32, 0);
+        }
+}
+
 TEST(ports_by_bitmap)
 {
     static uint8_t bitmap[PAGE_SIZE * 2];
