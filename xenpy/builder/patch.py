@@ -59,7 +59,7 @@ class Site(NamedTuple):
     code: bytes
 
 
-class _Code(NamedTuple):
+class CodePart(NamedTuple):
     """A range of the file that holds instructions, and what to add to an offset in it for a physical address."""
 
     start: int
@@ -79,7 +79,7 @@ class _Function(NamedTuple):
 
 def find_hypercall_sites(kernel: KernelImage) -> list[Site]:
     """Return the instructions by which a kernel makes hypercalls; empty if it has none that can be told for sure."""
-    code = tuple(_code(kernel))
+    code = tuple(code_parts(kernel))
     return _by_symbol(kernel, code) or _by_pair(kernel, code) or _by_itself(kernel, code)
 
 
@@ -96,7 +96,7 @@ def apply(memory: GuestMemory, sites: list[Site], port: int, *, moved: int = 0) 
         memory.write(paddr + moved, bytes((_OUT_IMM8_EAX, port, _NOP)))
 
 
-def _code(kernel: KernelImage) -> Iterator[_Code]:
+def code_parts(kernel: KernelImage) -> Iterator[CodePart]:
     """Yield where the image has code: in executable sections, or in executable segments if there is no table of sections."""
     elf = kernel.elf
     executable = [segment for segment in elf.loadable if segment.flags & PF_X]
@@ -108,16 +108,16 @@ def _code(kernel: KernelImage) -> Iterator[_Code]:
         sections = []
     if not sections:
         for segment in executable:
-            yield _Code(segment.offset, segment.offset + segment.filesz, segment.paddr - segment.offset)
+            yield CodePart(segment.offset, segment.offset + segment.filesz, segment.paddr - segment.offset)
     for section in sections:
         end = section.offset + section.size
         for segment in executable:
             inside = segment.offset <= section.offset and end <= segment.offset + segment.filesz
             if inside and not section.name.startswith(".altinstr"):  # replacements, copied over code at boot
-                yield _Code(section.offset, end, segment.paddr - segment.offset)
+                yield CodePart(section.offset, end, segment.paddr - segment.offset)
 
 
-def _by_symbol(kernel: KernelImage, code: tuple[_Code, ...]) -> list[Site]:
+def _by_symbol(kernel: KernelImage, code: tuple[CodePart, ...]) -> list[Site]:
     """Look at the functions themselves, where the image has a table of symbols; both must be what they are named."""
     sites = []
     try:
@@ -136,7 +136,7 @@ def _by_symbol(kernel: KernelImage, code: tuple[_Code, ...]) -> list[Site]:
     return sites if len(sites) == len(_SYMBOLS) else []
 
 
-def _by_pair(kernel: KernelImage, code: tuple[_Code, ...]) -> list[Site]:
+def _by_pair(kernel: KernelImage, code: tuple[CodePart, ...]) -> list[Site]:
     """Look for VMMCALL and VMCALL in neighbouring functions that return the same way."""
     pairs = [
         [Site(each.offset + part.to_paddr, each.code) for each in pair]
@@ -146,7 +146,7 @@ def _by_pair(kernel: KernelImage, code: tuple[_Code, ...]) -> list[Site]:
     return pairs[0] if len(pairs) == 1 else []
 
 
-def _pairs(kernel: KernelImage, part: _Code) -> Iterator[tuple[_Function, _Function]]:
+def _pairs(kernel: KernelImage, part: CodePart) -> Iterator[tuple[_Function, _Function]]:
     previous: _Function | None = None
     for match in _RETURNING.finditer(kernel.data, part.start, part.end):
         jump = match[1]
@@ -166,7 +166,7 @@ def _are_pair(kernel: KernelImage, first: _Function, second: _Function) -> bool:
     )
 
 
-def _by_itself(kernel: KernelImage, code: tuple[_Code, ...]) -> list[Site]:
+def _by_itself(kernel: KernelImage, code: tuple[CodePart, ...]) -> list[Site]:
     """Look for the one hypercall of a small kernel, or the one of each kind; a kernel with a hypercall page is left alone."""
     if kernel.notes.hypercall_page is not None or sum(part.end - part.start for part in code) > _SMALL:
         return []
@@ -179,5 +179,5 @@ def _by_itself(kernel: KernelImage, code: tuple[_Code, ...]) -> list[Site]:
     return [Site(match.start() + part.to_paddr, match[0]) for part, match in found]
 
 
-def _stubs(kernel: KernelImage, part: _Code) -> Iterator[re.Match[bytes]]:
+def _stubs(kernel: KernelImage, part: CodePart) -> Iterator[re.Match[bytes]]:
     return _STUB.finditer(kernel.data, part.start, part.end)
