@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 XEN_BASE: Final = 0x4000_0000
 XEN_MSR: Final = 0x4000_0000
 """The MSR that fills in a hypercall page."""
-_HYPERVISOR_END: Final = 0x4001_0000
+HYPERVISOR_END: Final = 0x4001_0000
 _XENV, _MMXE, _NVMM = 0x566E6558, 0x65584D4D, 0x4D4D566E
 
 _HVM_CPUID_VCPU_ID_PRESENT: Final = 1 << 3
@@ -55,7 +55,7 @@ def _topology(vcpu_id: int, vcpus: int) -> list[CpuidEntry]:
 def _trim(entry: CpuidEntry, vcpu_id: int, vcpus: int) -> CpuidEntry | None:
     """Return a host leaf as the guest may see it, or None to leave it out."""
     leaf, subleaf, flags, (eax, ebx, ecx, edx) = entry
-    if XEN_BASE <= leaf < _HYPERVISOR_END or leaf in _LEAF_TOPOLOGY:
+    if XEN_BASE <= leaf < HYPERVISOR_END or leaf in _LEAF_TOPOLOGY:
         return None
     if leaf == 1:
         ebx = ebx & 0xFFFF | min(255, vcpus * 2) << 16 | (apic_id(vcpu_id) & 0xFF) << 24

@@ -155,12 +155,16 @@ class State(IntEnum):
     """Of the first window: what the domain has written to the register by which PCI is configured."""
     CPUID_COUNT = 74
     """How many answers of CPUID there are."""
-    CPUID = 75
-    """Three for each of CPUID_LEAVES: EAX, and ECX 32 bits higher, as asked; then two registers a word, EAX, EBX, ECX, EDX."""
+    NO_LEAF = 75
+    """From this leaf of CPUID on, for the number in the next word, there is none: all registers are 0."""
+    NO_LEAF_COUNT = 76
+    CPUID = 77
+    """Three for each of CPUID_LEAVES: EAX, and ECX or ANY_SUBLEAF 32 bits higher, as asked; then EAX, EBX, ECX, EDX, two a word."""
 
 
 CPUID_LEAVES: Final = 64
 """So many answers in-guest code can keep."""
+ANY_SUBLEAF: Final = 0xFFFF_FFFF
 
 
 class Selector(IntEnum):

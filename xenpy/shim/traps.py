@@ -46,7 +46,7 @@ from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT
 from xenpy.shim.calls import Calls
 from xenpy.shim.frames import RFLAGS_TF_BIT
-from xenpy.shim.layout import CPUID_LEAVES, Page, Port, Selector, State
+from xenpy.shim.layout import ANY_SUBLEAF, CPUID_LEAVES, Page, Port, Selector, State
 
 UD, GP, PF = 6, 13, 14
 ERRORS: Final = {GP: 0, PF: 7}
@@ -266,6 +266,10 @@ class Traps(Calls):
         a.cmp(rax, rcx)
         a.jnz("trap_by_us")
         a.mov(eax, mem(rbp, _RAX * _WORD))
+        a.mov(ecx, eax)
+        a.sub(rcx, self.state(State.NO_LEAF))
+        a.cmp(rcx, self.state(State.NO_LEAF_COUNT))
+        a.jb("leaf_of_nothing")
         a.mov(ecx, mem(rbp, _RCX * _WORD))
         a.shl(rcx, 32)
         a.or_(rax, rcx)
@@ -273,10 +277,15 @@ class Traps(Calls):
         a.mov(rcx, self.state(State.CPUID_COUNT))
         a.cmp(rcx, CPUID_LEAVES)
         a.ja("trap_by_us")
+        a.mov(edx, eax)
+        a.mov(rsi, ANY_SUBLEAF << 32)
+        a.or_(rdx, rsi)
         a.label("next_leaf")
         a.dec(rcx)
         a.js("trap_by_us")
         a.cmp(rax, mem(rdi))
+        a.jz("leaf_found")
+        a.cmp(rdx, mem(rdi))
         a.jz("leaf_found")
         a.add(rdi, _CPUID_WORDS * _WORD)
         a.jmp("next_leaf")
@@ -284,8 +293,13 @@ class Traps(Calls):
         for index, number in enumerate((_RAX, _RBX, _RCX, _RDX)):
             a.mov(eax, mem(rdi, _WORD + index * 4))
             a.mov(mem(rbp, number * _WORD), rax)
+        a.label("leaf_known")
         a.mov(edx, len(FORCED_CPUID))
         a.jmp("trap_done")
+        a.label("leaf_of_nothing")
+        for number in (_RAX, _RBX, _RCX, _RDX):
+            a.mov(mem(rbp, number * _WORD), 0, size=8)
+        a.jmp("leaf_known")
 
     # -- stores to page tables ------------------------------------------------------------------------------------------
 

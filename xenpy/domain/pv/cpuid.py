@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenpy.domain.cpuid import XEN_BASE, xen_leaves
+from xenpy.domain.cpuid import HYPERVISOR_END, XEN_BASE, xen_leaves
 from xenpy.memory import ADDRESS_BITS
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class CpuidTable:
 
     def __init__(self, entries: Sequence[CpuidEntry]) -> None:
         self._indexed = {(leaf, subleaf): registers for leaf, subleaf, flags, registers in entries if flags & 1}
+        self._with_subleaves = {leaf for leaf, _ in self._indexed}
         self._plain = {leaf: registers for leaf, _, flags, registers in entries if not flags & 1}
         self.is_intel = self.ask(0, 0)[1] == _GENU
 
@@ -134,6 +135,19 @@ class CpuidTable:
         """Return eax, ebx, ecx, edx; zeroes for what is not there."""
         return self._plain.get(leaf) or self._indexed.get((leaf, subleaf)) or (0, 0, 0, 0)
 
+    def hypervisor_gap(self) -> range:
+        """Return the leaves behind the last that is there of a hypervisor's: guests look at each 256th of them for another one."""
+        last = max(
+            (leaf for leaf in (*self._plain, *self._with_subleaves) if leaf in _HYPERVISOR_LEAVES),
+            default=_HYPERVISOR_LEAVES.start,
+        )
+        return range(last + 1, _HYPERVISOR_LEAVES.stop)
 
+    def has_subleaves(self, leaf: int) -> bool:
+        """Tell whether the answer for a leaf depends on ECX."""
+        return leaf in self._with_subleaves and leaf not in self._plain
+
+
+_HYPERVISOR_LEAVES: Final = range(XEN_BASE, HYPERVISOR_END)
 _GENU: Final = 0x756E_6547
 """EBX of leaf 0: "Genu"ineIntel."""

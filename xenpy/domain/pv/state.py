@@ -11,7 +11,7 @@ from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.paging import is_canonical
-from xenpy.shim.layout import CPUID_LEAVES, GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
+from xenpy.shim.layout import ANY_SUBLEAF, CPUID_LEAVES, GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.domain import PvDomain
@@ -71,7 +71,7 @@ class PvState(Vcpu):
         self.window = domain.shim.windows[vcpu_id]
         self._words = self.window.state
         super().__init__(domain, vcpu_id, kvm_id, sync)
-        self._words[State.CPUID_COUNT] = 0
+        self._words[State.CPUID_COUNT] = self._words[State.NO_LEAF_COUNT] = 0
         self._words[State.USER_CS64] = Selector.RING3_CS64
         self.cs: int = Selector.RING3_CS64
         self.ss: int = Selector.RING3_SS
@@ -108,6 +108,14 @@ class PvState(Vcpu):
     def note_cpuid(self, leaf: int, subleaf: int, answer: tuple[int, int, int, int]) -> None:
         """Have in-guest code know an answer of CPUID, while it has room."""
         count = self._words[State.CPUID_COUNT]
+        table = self.domain.cpuid_table
+        if not count:
+            gap = table.hypervisor_gap()
+            self._words[State.NO_LEAF], self._words[State.NO_LEAF_COUNT] = gap.start, len(gap)
+        if not table.has_subleaves(leaf):
+            subleaf = ANY_SUBLEAF
+        elif subleaf == ANY_SUBLEAF:
+            return
         if count < CPUID_LEAVES:
             eax, ebx, ecx, edx = answer
             first = State.CPUID + 3 * count

@@ -199,7 +199,7 @@ TEST(all_else_is_as_it_was)
 
 TEST(cpuid_answers_the_same_again)
 {
-    static const uint32_t leaves[][2] = {{0, 0}, {1, 0}, {7, 0}, {7, 1}, {0xd, 0}, {0xd, 1}, {0x40000000, 0}, {0x80000000, 0}, {0x99999, 3}};
+    static const uint32_t leaves[][2] = {{0, 0}, {1, 0}, {7, 0}, {7, 1}, {7, 0xffffffff}, {7, 0}, {1, 0xffffffff}, {0xd, 0}, {0xd, 1}, {0x40000000, 0}, {0x40000003, 1}, {0x40000100, 0}, {0x4000ff00, 1}, {0x4fffffff, 0}, {0x50000000, 0}, {0x80000000, 0}, {0x99999, 3}};
     for (unsigned round = 0; round < 20; round++)
         for (unsigned i = 0; i < ARRAY_SIZE(leaves); i++) {
             struct regs first = {.a = leaves[i][0], .c = leaves[i][1]}, again;
