@@ -46,7 +46,7 @@ def inside(directory: Path) -> list[Row]:
     """Measure on this machine, which is the emulated one."""
     rows, tables = [hypercall_row(directory)], {}
     for kind in ("pvh", "pv"):
-        init, total, loops = run(directory / f"{kind}.cfg")
+        init, _, total, loops = run(directory / f"{kind}.cfg")
         tables[kind] = [
             Row("pv", f"{KERNEL}: start to init", "s", init),
             Row("pv", f"{KERNEL}: start to power-off", "s", total),
