@@ -11,6 +11,7 @@ from mmu_rig import BASE, FREE, L1, L3, L4, PAGES, PRW, Rig
 
 from xenpy import libc
 from xenpy.abi._libc import ffi
+from xenpy.abi.mmu import UVMF_INVLPG, UVMF_LOCAL
 from xenpy.asm import Assembler, mem
 from xenpy.asm.registers import r8, r9, r10, rax, rbp, rbx, rdi, rdx, rsi
 from xenpy.errors import XenError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MMU_UPDATE, STACK_SWITCH, MULTICALL, MMUEXT_OP, XEN_VERSION, EVENT_CHANNEL_OP = 1, 3, 13, 26, 17, 32
+UPDATE_VA_MAPPING = 14
 EVTCHNOP_CLOSE, EVTCHNOP_SEND = 3, 4
 NEW_BASEPTR, TLB_FLUSH_LOCAL, INVLPG_LOCAL, NEW_USER_BASEPTR = 5, 6, 7, 15
 DOMID_SELF = 0x7FF0
@@ -344,3 +346,20 @@ def test_other_events_are_handed_on(native: Native, port: int) -> None:
 def test_ring_0_reads_no_port_from_the_hypervisor(ring0: Native, address: int) -> None:
     ring0.state[State.LATE_PORT] = 3
     assert ring0.call(EVENT_CHANNEL_OP, EVTCHNOP_SEND, address) == HANDED_ON
+
+
+def test_update_va_mapping_finds_the_entry(native: Native) -> None:
+    value = FREE << PAGE_SHIFT | PRW
+    assert native.call(UPDATE_VA_MAPPING, 60 << PAGE_SHIFT, value, 0) == 0
+    assert native.rig.entry(L1, 60) & ~(1 << 52 | 1 << 8) == value
+    assert native.call(UPDATE_VA_MAPPING, 60 << PAGE_SHIFT, 0, UVMF_INVLPG | UVMF_LOCAL) == 0
+    assert native.rig.entry(L1, 60) == 0
+    assert native.state[State.NEW_CR3] == 1
+    assert native.rig.mmu.audit() == []
+
+
+@pytest.mark.parametrize("gva", [1 << 21, 1 << 30, 1 << 39, 257 << 39 | 0xFFFF << 48, 1 << 47, 1 << 63])
+def test_update_va_mapping_without_tables_is_handed_on(native: Native, gva: int) -> None:
+    before = native.rig.words.tolist()
+    assert native.call(UPDATE_VA_MAPPING, gva, FREE << PAGE_SHIFT | PRW, 0) == HANDED_ON
+    assert native.rig.words.tolist() == before
