@@ -25,11 +25,28 @@ from xenpy.devices.vbd.qemu import QemuImage
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from xenpy.devices.isolation.keeper import Keeper
+
 KILLS = int(os.environ.get("XENPY_TEST_KILLS", "100"))
 """Of each kind of frontend."""
 SIZE = 4 << 20
 LEAKED = 3
 """What qemu-img check ends with when clusters are taken that nobody uses. Ref: qemu-img(1)"""
+
+
+def survive(hammer: Hammer | NetHammer, kept: Keeper) -> None:
+    """Have a process killed so often while a frontend is at work, and see that nothing came of it."""
+    killer = Killer(
+        lambda: kept.process.pid if kept.process else None,
+        lambda: kept.deaths,
+        lambda: hammer.done,
+        KILLS,
+        seed=1,
+        longest_s=0.05,
+    )
+    hammer.run(killer)
+    hammer.finish()
+    assert kept.deaths == KILLS
 
 
 @pytest.mark.parametrize("persistent", [True, False])
@@ -38,18 +55,7 @@ def test_no_write_is_lost(tmp_path: Path, persistent: bool) -> None:
     image.write_bytes(random.Random(1).randbytes(SIZE))
     with isolated(disk_of(image)) as frontend:
         hammer = Hammer(frontend, frontend.connect(persistent=persistent), image.read_bytes, seed=KILLS)
-        kept = keeper(frontend)
-        killer = Killer(
-            lambda: kept.process.pid if kept.process else None,
-            lambda: kept.deaths,
-            lambda: hammer.done,
-            KILLS,
-            seed=1,
-            longest_s=0.05,
-        )
-        hammer.run(killer)
-        hammer.finish()
-        assert kept.deaths == KILLS
+        survive(hammer, keeper(frontend))
 
 
 @pytest.mark.skipif(not shutil.which("qemu-nbd"), reason="qemu-nbd is not installed (qemu-utils)")
@@ -86,18 +92,7 @@ def test_no_frame_is_spoilt_or_delivered_twice(wire: type[StreamWire | TapWire],
     far_end = wire()
     with isolated_front(far_end, queues=queues, split=split) as front:
         hammer = NetHammer(front, far_end, seed=KILLS)
-        kept = net_keeper(front)
-        killer = Killer(
-            lambda: kept.process.pid if kept.process else None,
-            lambda: kept.deaths,
-            lambda: hammer.done,
-            KILLS,
-            seed=1,
-            longest_s=0.05,
-        )
-        hammer.run(killer)
-        hammer.finish()
-        assert kept.deaths == KILLS
+        survive(hammer, net_keeper(front))
         sys.stdout.write(
             f"{KILLS} kills: {hammer.sent} frames out, {len(hammer.came_out)} came, {hammer.doubles} of them again;"
             f" {hammer.offered} in, {len(hammer.came_in)} came\n"

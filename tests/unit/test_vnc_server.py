@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from vnc_rig import HEIGHT, WIDTH, Hands, noise, painted
 
+from xenpy.config.devices import VNC_PORT
 from xenpy.devices.vnc.frame import Frame, Rect
-from xenpy.devices.vnc.protocol import BASE_PORT
 from xenpy.devices.vnc.server import Server, listen
 from xenpy.errors import HostError
 
@@ -43,10 +43,10 @@ def serve() -> Iterator[Callable[..., Server]]:
 def test_ports_that_are_taken() -> None:
     with listen("127.0.0.1", 40, unused=True) as first:
         port = first.getsockname()[1]
-        with listen("127.0.0.1", port - BASE_PORT, unused=True) as second:
+        with listen("127.0.0.1", port - VNC_PORT, unused=True) as second:
             assert second.getsockname()[1] > port
         with pytest.raises(HostError, match=rf"port {port} .*: Address already in use; vncunused=1"):
-            listen("127.0.0.1", port - BASE_PORT, unused=False)
+            listen("127.0.0.1", port - VNC_PORT, unused=False)
     with pytest.raises(HostError, match="vnclisten="):
         listen("no.such.host.invalid", 0, unused=True)
 
@@ -162,7 +162,7 @@ def test_gtk_vnc(serve: Callable[..., Server], tmp_path: Path) -> None:
     frame = noise(200, 100)
     host, port = serve(lambda: frame).address
     picture = tmp_path / "seen.png"
-    subprocess.run([capture, "-q", f"{host}:{port - BASE_PORT}", str(picture)], check=True, timeout=120)
+    subprocess.run([capture, "-q", f"{host}:{port - VNC_PORT}", str(picture)], check=True, timeout=120)
     with image.open(picture) as seen:
         rgb = seen.convert("RGB").tobytes()
     assert (rgb[0::3], rgb[1::3], rgb[2::3]) == (frame.data[2::4], frame.data[1::4], frame.data[0::4])

@@ -129,16 +129,16 @@ def vncviewer(domain: str) -> None:
     import os
     import shlex
 
-    from xenpy.devices.vnc.protocol import BASE_PORT
+    from xenpy.config.devices import VNC_PORT
     from xenpy.toolstack import client
 
     host, port = client.call(domain, "vnc")
     command = shlex.split(os.environ.get("VNCVIEWER", ""))
     where = f"[{host}]" if ":" in host else host
     if not command:
-        click.echo(f"{where}:{port - BASE_PORT}")
+        click.echo(f"{where}:{port - VNC_PORT}")
         return
     try:
-        os.execvp(command[0], [*command, f"{where}:{port - BASE_PORT}"])
+        os.execvp(command[0], [*command, f"{where}:{port - VNC_PORT}"])
     except OSError as error:
         raise HostError(f"VNCVIEWER={command[0]}: {error.strerror}") from None

@@ -32,9 +32,11 @@ _VKB_SIZES = ("multi-touch-width", "multi-touch-height", "multi-touch-num-contac
 _VKB_BACKENDS = (None, "qemu", "linux")
 
 DEFAULT_VNC_LISTEN = "127.0.0.1"
+VNC_PORT = 5900
+"""Display N is this TCP port plus N."""
 
 _MAX_LIMIT = (1 << 31) - 1
-_MAX_DISPLAY = 65535 - 5900  # VNC's port 5900 + N is a TCP port
+_MAX_DISPLAY = 65535 - VNC_PORT
 _MAX_PIXELS = 65535
 
 

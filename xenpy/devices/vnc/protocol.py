@@ -9,8 +9,6 @@ from enum import IntEnum
 from struct import Struct
 from typing import Final
 
-BASE_PORT: Final = 5900
-"""Display N is this TCP port plus N."""
 VERSION: Final = b"RFB 003.008\n"
 MINORS: Final = {b"RFB 003.003\n": 3, b"RFB 003.007\n": 7, VERSION: 8}
 """What a viewer may answer -> the minor version it speaks."""

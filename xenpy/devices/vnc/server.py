@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenpy import log
+from xenpy.config.devices import VNC_PORT
 from xenpy.devices.vnc.pixels import ViewerError
-from xenpy.devices.vnc.protocol import BASE_PORT
 from xenpy.devices.vnc.session import Session
 from xenpy.errors import HostError
 
@@ -39,7 +39,7 @@ def listen(address: str, display: int, *, unused: bool) -> socket.socket:
         family, kind, _, _, where = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise HostError(f"vnclisten={address}: {getattr(error, 'strerror', None) or error}") from None
-    first = BASE_PORT + display
+    first = VNC_PORT + display
     last = min(first + _DISPLAYS, _MAX_PORT) if unused else first
     reason: str | None = None
     for port in range(first, last + 1):
