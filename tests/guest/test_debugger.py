@@ -87,6 +87,29 @@ def test_a_breakpoint_from_the_first_instruction_on(kernel: Callable[[str], Kern
         check(guest, "debug")
 
 
+def test_steps_within_a_range_are_one_for_the_debugger(kernel: Callable[[str], Kernel]) -> None:
+    debug = kernel("debug")
+    guest = debug.guest()
+    marker, counter = debug.symbols["marker"], debug.symbols["counter"]
+    address = guest.gdb()
+    with guest, Client(address) as gdb:
+        assert gdb.ask(f"Z0,{marker:x},1") == "OK"
+        assert gdb.ask("vCont;c") == "T05thread:1;swbreak:;"
+        assert gdb.ask(f"z0,{marker:x},1") == "OK"
+        assert gdb.ask(f"vCont;r{marker:x},{marker + 64:x}:1") == "T05thread:1;"
+        rip = gdb.registers()["rip"]
+        assert not marker <= rip < marker + 64
+        assert number_at(gdb, counter) == 1
+        assert gdb.ask(f"vCont;r{rip:x},{rip:x}:1") == "T05thread:1;"
+        assert gdb.registers()["rip"] != rip
+        gdb.send(f"vCont;r0,{1 << 47:x}:1")
+        gdb.socket.sendall(b"\x03")
+        assert gdb.reply() in ("T02thread:1;", "W00")
+        if guest.domain.ending is None:
+            assert gdb.ask("D") == "OK"
+        check(guest, "debug")
+
+
 def test_registers_and_memory_are_written(kernel: Callable[[str], Kernel]) -> None:
     debug = kernel("debug")
     guest = debug.guest()

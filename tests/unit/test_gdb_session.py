@@ -152,7 +152,7 @@ def test_acknowledgements_and_sending_again() -> None:
 
 def test_what_is_supported(rig: Rig) -> None:
     assert b"qXfer:features:read+" in rig.ask(b"qSupported:swbreak+")
-    assert rig.ask(b"vCont?") == b"vCont;c;C;s;S"
+    assert rig.ask(b"vCont?") == b"vCont;c;C;s;S;r"
     assert rig.ask(b"vMustReplyEmpty") == rig.ask(b"R00") == rig.ask(b"qNonsense") == rig.ask(b"") == b""
 
 
@@ -249,6 +249,7 @@ def test_going_on_and_stopping(rig: Rig) -> None:
         (b"vCont;S05:2;C05", {2: Action.STEP, 1: Action.CONTINUE}),
         (b"vCont;c:-1", {1: Action.CONTINUE, 2: Action.CONTINUE}),
         (b"vCont;s:0", {1: Action.STEP}),
+        (b"vCont;r1000,1010:2;c", {2: range(0x1000, 0x1010), 1: Action.CONTINUE}),
     ],
 )
 def test_ways_to_go_on(rig: Rig, packet: bytes, actions: dict[int, Action]) -> None:
@@ -265,7 +266,7 @@ def test_threads(rig: Rig) -> None:
     assert (rig.ask(b"qfThreadInfo"), rig.ask(b"qsThreadInfo")) == (b"m1,2", b"l")
     assert bytes.fromhex(rig.ask(b"qThreadExtraInfo,2").decode()) == b"the thread 2"
     assert (rig.ask(b"T2"), rig.ask(b"T3"), rig.ask(b"T")) == (b"OK", b"E01", b"E01")
-    assert rig.ask(b"vCont;s:7") == rig.ask(b"vCont;x") == b"E01"
+    assert rig.ask(b"vCont;s:7") == rig.ask(b"vCont;x") == rig.ask(b"vCont;r12:1") == rig.ask(b"vCont;r1,x:1") == b"E01"
     assert rig.ask(b"qAttached") == b"1"
 
 

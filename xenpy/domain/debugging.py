@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INT3: Final = b"\xcc"
 OUT_DX: Final = b"\xee"
+ONE_STEP: Final = range(0)
 _AGAIN_S: Final = 0.002
 _SHORT_NS: Final = 20_000_000
 """A stop so short is not worth the calls that take it out of the guest's time."""
@@ -57,6 +58,8 @@ class Debugger:
         self._why: tuple[Trap, int, int] | None = None
         self._stopped_at: int | None = None
         self._looks = False
+        self._steps: Mapping[int, range | None] = {}
+        """What vCPUs were let do last: the addresses within which they go on after a step, or whatever they like."""
         self._breakpoints: dict[int, tuple[int, int]] = {}
         """gva -> (gpa, how often it was set)"""
         self._patches: dict[int, tuple[bytes, bytes]] = {}
@@ -87,6 +90,10 @@ class Debugger:
 
     def trapped(self, vcpu: Vcpu, why: Trap) -> None:
         """Stop all vCPUs because one has come to a breakpoint or made its step; return when it is to go on. In its thread."""
+        within = self._steps.get(vcpu.vcpu_id)
+        if why is Trap.STEP and within and not self.holds and vcpu.caught is None and vcpu.kvm.regs.rip in within:
+            vcpu.arm(step=True)
+            return
         if why is Trap.STEP and vcpu.caught is not None:
             self.caught(vcpu)
         else:
@@ -126,11 +133,15 @@ class Debugger:
 
     # -- going on -----------------------------------------------------------------------------------------------------
 
-    def resume(self, steps: Mapping[int, bool]) -> None:
-        """Have vCPUs go on: for each number whether it is to make one step only; the others stand still."""
+    def resume(self, steps: Mapping[int, range | None]) -> None:
+        """Have vCPUs go on: for each number None, or to make a step, and others as long as they lead to addresses within a range.
+
+        The others stand still.
+        """
+        self._steps = steps
         for vcpu in self.domain.vcpus:
             vcpu.held = vcpu.vcpu_id not in steps
-            vcpu.arm(step=steps.get(vcpu.vcpu_id, False))
+            vcpu.arm(step=steps.get(vcpu.vcpu_id) is not None)
         self.watchpoints.apply()
         self._let_go()
 

@@ -25,6 +25,10 @@ class Action(Enum):
     STEP = "s"
 
 
+Actions = dict[int, Action | range]
+"""What each thread is to do; a range is for one step, and for others as long as they lead to addresses within."""
+
+
 class Stop(Enum):
     """Why the target stopped."""
 
@@ -69,7 +73,7 @@ class Target(Protocol):
     def remove(self, kind: int, thread: int, gva: int, size: int) -> bool:
         """Take a breakpoint away; return False for a kind that cannot be had."""
 
-    def resume(self, actions: dict[int, Action]) -> None:
+    def resume(self, actions: Actions) -> None:
         """Have threads go on, those that are named; the others stand still."""
 
     def interrupt(self) -> None:
@@ -240,7 +244,7 @@ class Session:
         self._thread_of(rest)
         return _OK
 
-    def _resume(self, actions: dict[int, Action]) -> None:
+    def _resume(self, actions: Actions) -> None:
         self._running = True
         try:
             self._target.resume(actions)
@@ -253,7 +257,7 @@ class Session:
         if address:
             rip = next(number for number, register in enumerate(REGISTERS) if register.name == "rip")
             self._target.write_registers(thread, {rip: _number(address).to_bytes(8, "little")})
-        actions = dict.fromkeys(self._target.threads(), Action.CONTINUE)
+        actions: Actions = dict.fromkeys(self._target.threads(), Action.CONTINUE)
         if self._continue_thread > 0:
             actions = {}
         actions[thread] = action
@@ -273,7 +277,7 @@ class Session:
 
     def _verbose(self, rest: bytes) -> bytes | None:
         if rest == b"Cont?":
-            return b"vCont;c;C;s;S"
+            return b"vCont;c;C;s;S;r"
         if rest.startswith(b"Cont;"):
             self._resume(self._actions(rest[5:]))
             return None
@@ -283,14 +287,19 @@ class Session:
             raise Gone
         return _NONE
 
-    def _actions(self, text: bytes) -> dict[int, Action]:
+    def _actions(self, text: bytes) -> Actions:
         """Return what each thread is to do: for each the first that names it, or all."""
-        actions: dict[int, Action] = {}
+        actions: Actions = {}
         for part in text.split(b";"):
             verb, _, name = part.partition(b":")
             thread = self._thread_of(name) if name else -1
-            action = {b"c": Action.CONTINUE, b"C": Action.CONTINUE, b"s": Action.STEP, b"S": Action.STEP}.get(verb[:1])
-            if action is None:
+            action: Action | range
+            if verb[:1] == b"r":
+                start, end = map(_number, verb[1:].split(b",", 1))
+                action = range(start, end)
+            elif verb[:1].lower() in (b"c", b"s"):
+                action = Action(verb[:1].lower().decode())
+            else:
                 raise TargetError(f"no action {verb!r}")
             for each in self._target.threads() if thread < 0 else [thread or self._thread]:
                 actions.setdefault(each, action)

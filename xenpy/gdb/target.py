@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from xenpy.domain.debugging import Debugger, Trap
+from xenpy.domain.debugging import ONE_STEP, Debugger, Trap
 from xenpy.domain.ending import End, Ending
 from xenpy.errors import XenError
 from xenpy.gdb import monitor
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from xenpy.domain.domain import Domain
     from xenpy.domain.vcpu import Vcpu
+    from xenpy.gdb.session import Actions
     from xenpy.loop import Loop
 
 SOFTWARE, HARDWARE, WATCH_WRITE = 0, 1, 2
@@ -160,9 +161,12 @@ class DomainTarget:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def resume(self, actions: dict[int, Action]) -> None:
+    def resume(self, actions: Actions) -> None:
         """Have threads go on, those that are named; the others stand still."""
-        self._debugger.resume({thread - 1: action is Action.STEP for thread, action in actions.items()})
+        steps = {Action.CONTINUE: None, Action.STEP: ONE_STEP}
+        self._debugger.resume(
+            {thread - 1: steps[do] if isinstance(do, Action) else do for thread, do in actions.items()}
+        )
 
     def interrupt(self) -> None:
         """Stop the domain."""
