@@ -348,3 +348,41 @@ def test_passt_and_the_process_end_with_the_vmm() -> None:
     while directory.exists():
         assert time.monotonic() < deadline, "its directory is left"
         time.sleep(0.01)
+
+
+def test_pages_that_a_process_writes_to_are_guarded_until_the_guest_has_them(wire: StreamWire) -> None:
+    """As a PV guest's must be, which could make page tables of them."""
+    guarded: list[int] = []
+    taken: list[int] = []
+
+    def take(gfn: int) -> bool:
+        guarded.append(gfn)
+        taken.append(gfn)
+        return True
+
+    services = VifServices()
+    services.gnttab.guard_writes(take, guarded.remove)
+    with isolated_front(wire, services=services) as front:
+        front.first.post(20)
+        for life in range(2):
+            data = ethernet(bytes([life]) * 9000, dest=OURS, source=THEIRS)
+            taken.clear()
+            comes_in(front, wire, data)
+            assert len(taken) >= 3
+            kill(front)
+            front.services.until(lambda: len(guarded) == 2, "pages given back")  # but the rings
+    assert guarded == []
+
+
+def test_somebody_who_wants_to_see_grants_in_use_sees_them_from_then_on(wire: StreamWire) -> None:
+    with isolated_front(wire) as front:
+        table = front.services.gnttab
+        comes_out(front, wire, ethernet(b"unseen"))
+        before = front.services.mapped
+        plain = table.make_use
+        table.make_use = lambda *args, **how: plain(*args, **how)
+        comes_out(front, wire, ethernet(b"seen"))
+        assert front.services.mapped == before + 1
+        del table.make_use
+        comes_out(front, wire, ethernet(b"unseen again"))
+        assert front.services.mapped == before + 1

@@ -189,11 +189,11 @@ class _Inside:
             xenpy.Guest.from_cfg(second, host=host, timeout=_GUEST_TIMEOUT_S),
             xenpy.Guest.from_cfg(first, host=host, timeout=_GUEST_TIMEOUT_S) as client,
         ):
-            client.wait()
+            ending = client.wait()
             text = client.console.text
         found = re.findall(rf"{_MARK} (\d+) (\d+) (\d+)", text)
         if len(found) != len(_PAIR_STEPS):
-            raise BenchError(f"our guest printed {len(found)} results:\n{text[-2000:]}")
+            raise BenchError(f"our guest ended with {ending} and {len(found)} results:\n{text[-2000:]}")
         return [[int(field) for field in fields] for fields in found]
 
     def _their_pair(self) -> list[list[int]]:

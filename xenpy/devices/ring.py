@@ -84,11 +84,11 @@ class BackRing:
             )
         return waiting
 
-    def more(self) -> bool:
-        """Ask for an event with the next request, then tell whether one has come already. Raises FrontendError."""
+    def more(self, ahead: int = 0) -> bool:
+        """Ask for an event with the next request, or `ahead` later, then tell whether one has come already. Raises FrontendError."""
         if self._waiting():
             return True
-        self._words[SRING_REQ_EVENT] = (self._req_cons + 1) & INDEX_MASK
+        self._words[SRING_REQ_EVENT] = (self._req_cons + 1 + ahead) & INDEX_MASK
         self._order()
         return self._waiting() > 0
 

@@ -97,8 +97,8 @@ class Channel:
         """Wait for a message; None when the other end has gone. Raises ChannelError."""
         try:
             data, fds, flags, _ = socket.recv_fds(self._socket, MAX_MESSAGE, MAX_FDS)
-        except ConnectionResetError:
-            return None
+        except ConnectionResetError:  # it died before it had read all we sent; what it has said is still to be heard
+            data, fds, flags, _ = socket.recv_fds(self._socket, MAX_MESSAGE, MAX_FDS)
         for fd in fds:
             os.set_inheritable(fd, False)
         if not data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from xenpy.devices.isolation.channel import ChannelError, Kind
@@ -14,9 +15,12 @@ from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore.tree import DOM0
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from xenpy.devices.isolation.channel import Message
     from xenpy.memory import GuestMemory
     from xenpy.pv.gnttab import GrantMapping, GrantTable
+    from xenpy.pv.gnttab.looking import Looking
     from xenpy.pv.gnttab.pins import Use
 
 
@@ -40,14 +44,20 @@ class IsolationServices(Services, Protocol):
 
 
 class GrantServer:
-    """The grants of one guest that one queue's process has mapped, at most `limit` at a time; used under the host's lock."""
+    """The grants of one guest that one queue's process has mapped, at most `limit` at a time; used under the host's lock.
 
-    def __init__(self, services: IsolationServices, domid: int, limit: int) -> None:
+    One that `looks` is for what `xenpy.pv.gnttab.looking` is for, and need not mark the guest's table.
+    """
+
+    def __init__(self, services: IsolationServices, domid: int, limit: int, *, looks: bool = False) -> None:
         self._services = services
         self._domid = domid
         self._limit = limit
         self._mapped: dict[int, list[Use]] = {}
         self._count = 0
+        self._looks = looks
+        self._looking: Looking | None = None
+        self._guarded: dict[int, list[int]] = {}
 
     def answer(self, message: Message) -> tuple[Kind, bytes]:
         """Do what a message asks and return the answer's kind and payload. Raises ChannelError if it makes no sense."""
@@ -67,6 +77,8 @@ class GrantServer:
         gref = 0
         try:
             granter = self._services.domain(self._domid)
+            if self._looks and self._guard(granter, grefs, offsets, readonly=readonly):
+                return Kind.MAPPED, offsets.tobytes()
             make_use, ram_fd = granter.gnttab.make_use, granter.memory.ram_fd
             for gref in grefs:
                 use = make_use(gref, DOM0, readonly=readonly, mapping=True)
@@ -84,15 +96,44 @@ class GrantServer:
         self._count += len(mapped)
         return Kind.MAPPED, offsets.tobytes()
 
+    def _guard(self, granter: Granter, grefs: Sequence[int], offsets: array[int], *, readonly: bool) -> bool:
+        """Look pages up and guard them, without a word in the table; tell whether that was possible."""
+        table = granter.gnttab
+        if self._looking is None:
+            self._looking = table.looking()
+        if readonly or self._looking is None or not table.is_plain:
+            return False
+        gfns = self._looking.gfns(grefs, readonly=readonly)
+        if gfns is None or not table.guard(gfns):
+            return False
+        for gref, gfn in zip(grefs, gfns, strict=True):
+            self._guarded.setdefault(gref, []).append(gfn)
+            offsets.append(self._looking.offset(gfn))
+        self._count += len(gfns)
+        return True
+
+    def _unguard(self, gfns: Iterable[int]) -> None:
+        with suppress(XenError):  # the domain is gone
+            self._services.domain(self._domid).gnttab.unguard(gfns)
+
     def _unmap(self, payload: bytes) -> tuple[Kind, bytes]:
-        for gref in array(U32, payload):
-            mappings = self._mapped.get(gref)
-            if mappings is None:
-                raise ChannelError(f"grant {gref} is not mapped")
-            mappings.pop().release()
-            self._count -= 1
-            if not mappings:
-                del self._mapped[gref]
+        gfns: list[int] = []
+        try:
+            for gref in array(U32, payload):
+                guarded, mapped = self._guarded.get(gref), self._mapped.get(gref)
+                if guarded is not None:
+                    gfns.append(guarded.pop())
+                    if not guarded:
+                        del self._guarded[gref]
+                elif mapped is not None:
+                    mapped.pop().release()
+                    if not mapped:
+                        del self._mapped[gref]
+                else:
+                    raise ChannelError(f"grant {gref} is not mapped")
+                self._count -= 1
+        finally:
+            self._unguard(gfns)
         return Kind.UNMAPPED, b""
 
     def close(self) -> None:
@@ -100,6 +141,8 @@ class GrantServer:
         for mappings in self._mapped.values():
             for mapping in mappings:
                 mapping.release()
+        self._unguard([gfn for gfns in self._guarded.values() for gfn in gfns])
+        self._guarded.clear()
         self._mapped.clear()
         self._count = 0
 

@@ -5,6 +5,7 @@ Everything is called in one thread; FrontendError ends the connection.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from xenpy.abi.netif import NETIF_RSP_ERROR, NETIF_RSP_OKAY
 from xenpy.devices.vif.coalesce import coalesce
 from xenpy.devices.vif.link import BATCH
 from xenpy.devices.vif.offload import adapt
+from xenpy.devices.vif.pace import Pace
 from xenpy.devices.vif.slots import rx_slots
 
 if TYPE_CHECKING:
@@ -74,6 +76,9 @@ class Connection:
         self._steering = steering
         self._groups = groups
         self._rest: list[Frame] = []
+        self._sent = 0
+        self._is_ahead = False
+        self._pace = Pace()
 
     # -- from the guest -----------------------------------------------------------------------------------------------
 
@@ -83,20 +88,32 @@ class Connection:
         `may_send` is asked for each packet with its size; when it says no, the packet stays where it is.
         """
         again = False
+        self._is_ahead = False
+        started = time.monotonic()
+        before = self._sent
         for queue in self._queues:
             again |= self._transmit(queue, send, may_send)
+        self._pace.sent(self._sent - before, time.monotonic() - started)
         return again
 
     def _transmit(self, queue: Queue, send: Callable[[Sequence[Frame]], None], may_send: Callable[[int], bool]) -> bool:
+        ahead = self._pace.ahead
         for _ in range(_ROUNDS):
-            packets, full = _take_batch(queue.tx, may_send)
+            packets, full = _take_batch(queue.tx, may_send, ahead)
             if packets:
+                self._is_ahead |= ahead > 0
+                self._sent += len(packets)
                 self._send_batch(queue, packets, send)
                 if queue.tx.ring.push():
                     queue.notify_tx()
             if not full:
                 return False
         return True
+
+    @property
+    def look_in(self) -> float | None:
+        """Return after how many seconds to `transmit` without having been told, None if we will be told of everything."""
+        return self._pace.wait_s if self._is_ahead else None
 
     def _send_batch(self, queue: Queue, packets: list[TxPacket], send: Callable[[Sequence[Frame]], None]) -> None:
         """Send packets and put the responses. Who sees a frame knows that the wishes before it are noted, even should we die then."""
@@ -130,6 +147,8 @@ class Connection:
                 break
             self._rest = [piece.keep() for piece in rest]
             taken += count
+        if touched:
+            self._pace.received()
         for index in touched:
             queue = self._queues[index]
             if queue.rx.flush():
@@ -160,12 +179,15 @@ class Connection:
         return address != _BROADCAST and address not in self._groups.addresses
 
 
-def _take_batch(tx: TxRing, may_send: Callable[[int], bool]) -> tuple[list[TxPacket], bool]:
-    """Take packets out of a ring; return them and whether there is, or may be, more. Raises FrontendError."""
+def _take_batch(tx: TxRing, may_send: Callable[[int], bool], ahead: int) -> tuple[list[TxPacket], bool]:
+    """Take packets out of a ring; return them and whether there is, or may be, more. Raises FrontendError.
+
+    With any taken, the guest sends an event `ahead` slots after the next, else with the next one.
+    """
     packets: list[TxPacket] = []
     while len(packets) < BATCH:
         if not tx.waiting():
-            if tx.ring.more():
+            if tx.ring.more(ahead if packets else 0):
                 continue
             return packets, False
         packet = tx.next_packet()

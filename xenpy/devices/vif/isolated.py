@@ -207,7 +207,7 @@ class Isolated:
         state = os.memfd_create("xenpy-journal", os.MFD_CLOEXEC)
         undo.callback(os.close, state)
         os.ftruncate(state, _STATE_SIZE)
-        grants = GrantServer(self._services, self._domid, TX_ENTRIES + RX_ENTRIES)
+        grants = GrantServer(self._services, self._domid, TX_ENTRIES + RX_ENTRIES, looks=True)
         line = Line(self._services, self._domid, port, grants, state)
         undo.callback(line.close)
         lines.append(line)

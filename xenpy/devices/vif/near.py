@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from xenpy.devices.grants import HostGrants
-from xenpy.memory import PAGE_SIZE
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,8 @@ class NearPage(NamedTuple):
 
     gref: int
     view: memoryview
+    guarded: int
+    """Its gfn if it was guarded, else -1."""
 
     def close(self) -> None:
         """Do nothing: nobody was told."""
@@ -33,14 +35,21 @@ class NearGrants(HostGrants):
         self._table = granter.gnttab
         self._memory = granter.memory
         self._looking = self._table.looking()
-        self._to_gpa = 0 if self._looking is None else self._looking.gpa_of_offset(0)
 
     def map(self, grefs: Sequence[int], *, readonly: bool) -> Sequence[Page]:
         """Return pages. Raises FrontendError, with none of them mapped, if one was not granted."""
         if self._looking is None or not self._table.is_plain:
             return super().map(grefs, readonly=readonly)
-        offsets = self._looking.offsets(grefs, readonly=readonly)
-        if offsets is None:
+        gfns = self._looking.gfns(grefs, readonly=readonly)
+        if gfns is None or not (readonly or self._table.guard(gfns)):
             return super().map(grefs, readonly=readonly)
-        view, base = self._memory.view, self._to_gpa
-        return [NearPage(gref, view(base + offset, PAGE_SIZE)) for gref, offset in zip(grefs, offsets, strict=True)]
+        view = self._memory.view
+        return [
+            NearPage(gref, view(gfn << PAGE_SHIFT, PAGE_SIZE), -1 if readonly else gfn)
+            for gref, gfn in zip(grefs, gfns, strict=True)
+        ]
+
+    def unmap(self, pages: Sequence[Page]) -> None:
+        """Let the guest have pages back; their views must not be used any more."""
+        super().unmap([page for page in pages if not isinstance(page, NearPage)])
+        self._table.unguard([page.guarded for page in pages if isinstance(page, NearPage) and page.guarded >= 0])

@@ -55,6 +55,7 @@ class Port:
         self.troubles: Troubles | None = None
         self._credit = Credit(rate, time.monotonic()) if rate else None
         self._credit_due: Deadline | None = None
+        self._look_due: Deadline | None = None
         self._due = False  # a call of `serve` is on its way
         self._closed = False
         owner.call_soon(self._attach)
@@ -91,6 +92,13 @@ class Port:
                 return
             if again and not self.link.busy:
                 self.schedule()
+            elif self._look_due is None and (wait := connection.look_in) is not None:
+                self._look_due = self._loop.call_later(wait, self._look)
+
+    def _look(self) -> None:
+        with self.lock:
+            self._look_due = None
+            self.schedule()
 
     def _may_send(self, size: int) -> bool:
         if self.link.busy:
@@ -155,6 +163,7 @@ class Port:
         """Close the link."""
         with self.lock:
             self._closed = True
-            if self._credit_due is not None:
-                self._credit_due.cancel()
+            for due in (self._credit_due, self._look_due):
+                if due is not None:
+                    due.cancel()
             self.link.close()

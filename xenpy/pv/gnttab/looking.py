@@ -52,15 +52,21 @@ class Looking:
         self._shift = outline.offset - outline.start
         self._can_write = outline.writable
 
-    def gpa_of_offset(self, offset: int) -> int:
-        """Return the gpa of what is at an offset in the memfd."""
-        return offset - self._shift
+    def offset(self, gfn: int) -> int:
+        """Return where in the RAM's memfd a page is."""
+        return (gfn << PAGE_SHIFT) + self._shift
 
     def offsets(self, grefs: Sequence[int], *, readonly: bool) -> list[int] | None:
         """Return where in the RAM's memfd pages are; None if one of them is not to be seen here, and the table must be asked."""
-        if not (readonly or self._can_write):
+        gfns = self.gfns(grefs, readonly=readonly) if readonly or self._can_write else None
+        if gfns is None:
             return None
-        words, pages, first, end, shift = self._words, self._pages, self._first, self._end, self._shift
+        shift = self._shift
+        return [(gfn << PAGE_SHIFT) + shift for gfn in gfns]
+
+    def gfns(self, grefs: Sequence[int], *, readonly: bool) -> list[int] | None:
+        """Return the gfns of pages; None if one of them is not to be seen here. Those to be written to must be guarded by the caller."""
+        words, pages, first, end = self._words, self._pages, self._first, self._end
         mask = _READABLE if readonly else _WRITABLE
         found: list[int] = []
         for gref in grefs:
@@ -71,5 +77,5 @@ class Looking:
             gfn = word >> _GFN_SHIFT
             if word & mask != GTF_permit_access or not first <= gfn < end:
                 return None
-            found.append((gfn << PAGE_SHIFT) + shift)
+            found.append(gfn)
         return found

@@ -132,6 +132,11 @@ class Pins:
         """For a PV guest: have a gfn stay writable memory, which a page table is not, while others may write to it; tell whether it can."""
         self.give_writable: Callable[[int], None] | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether the domain is gone."""
+        return self._closed
+
     def in_use(self, gref: int) -> bool:
         """Tell whether a grant is in use."""
         return gref in self._active

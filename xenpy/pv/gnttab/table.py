@@ -23,7 +23,7 @@ from xenpy.pv.gnttab.pins import Pins
 from xenpy.pv.gnttab.shared import SharedTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from xenpy.framepool import FramePool
     from xenpy.memory import Frame, GuestMemory
@@ -139,6 +139,24 @@ class GrantTable:
         """Return what looks grants up for a backend in this process, which is to be asked only while the table `is_plain`."""
         outline = self.outline()
         return None if outline is None else Looking(self._shared.words, outline)
+
+    def guard(self, gfns: Sequence[int]) -> bool:
+        """Have pages stay memory that may be written to, which page tables are not, until `unguard`; tell whether all of them can."""
+        take = self._pins.take_writable
+        if take is None:
+            return True
+        for number, gfn in enumerate(gfns):
+            if not take(gfn):
+                self.unguard(gfns[:number])
+                return False
+        return True
+
+    def unguard(self, gfns: Iterable[int]) -> None:
+        """Undo one `guard`."""
+        give = self._pins.give_writable
+        if give is not None and not self._pins.is_closed:
+            for gfn in gfns:
+                give(gfn)
 
     @property
     def max_frames(self) -> int:
