@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,7 +93,7 @@ def test_whoever_stands_before_the_table_is_noticed(granter: Domain) -> None:
     seen: list[bool] = []
     forget = table.watch_uses(lambda: seen.append(table.is_plain))
     plain = table.make_use
-    table.make_use = lambda *args, **how: plain(*args, **how)
+    table.make_use = partial(plain)
     del table.make_use
     assert seen == [False, True]
     forget()

@@ -20,6 +20,7 @@ from vbd_rig import disk_of
 from xenpy.abi.blkif import BLKIF_OP
 from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.isolation import patience
+from xenpy.devices.isolation.channel import Channel, Kind
 from xenpy.devices.isolation.process import TEMPLATE
 
 if TYPE_CHECKING:
@@ -203,3 +204,14 @@ def test_who_dies_again_and_again_for_nothing_is_given_up(
 
     frontend.services.until(closed, "that it is given up")
     assert "its process died 3 times" in frontend.services.store.read(frontend.backend.params.error_path)
+
+
+def test_what_a_process_has_said_is_heard_though_it_died_without_listening() -> None:
+    ours, theirs = Channel.pair()
+    ours.send(Kind.TELL, b"unheard")
+    theirs.send(Kind.NOTE, b"first")
+    theirs.send(Kind.NOTE, b"second")
+    theirs.close()
+    heard = [ours.receive() for _ in range(4)]
+    assert [message and message.payload for message in heard] == [b"first", b"second", None, None]
+    ours.close()

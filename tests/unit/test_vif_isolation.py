@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -380,7 +381,7 @@ def test_somebody_who_wants_to_see_grants_in_use_sees_them_from_then_on(wire: St
         comes_out(front, wire, ethernet(b"unseen"))
         before = front.services.mapped
         plain = table.make_use
-        table.make_use = lambda *args, **how: plain(*args, **how)
+        table.make_use = partial(plain)
         comes_out(front, wire, ethernet(b"seen"))
         assert front.services.mapped == before + 1
         del table.make_use
