@@ -20,6 +20,7 @@ MAP_ANONYMOUS: Final = mmap.MAP_ANONYMOUS
 MAP_FIXED: Final = 0x10  # Ref: asm-generic/mman-common.h, as the next two
 MAP_NORESERVE: Final = 0x4000
 MADV_HUGEPAGE: Final = 14
+MADV_POPULATE_WRITE: Final = 23
 
 _SA_SIGINFO: Final = 4
 _MAP_FAILED: Final = (1 << 64) - 1

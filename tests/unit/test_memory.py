@@ -58,6 +58,19 @@ def test_ram_is_zero_and_holds_what_is_written(memory: GuestMemory) -> None:
     assert memory.read_u64(HIGH) == ord("b")
 
 
+def test_what_is_prefaulted_has_the_hosts_memory(memory: GuestMemory) -> None:
+    memory.write(HIGH, b"kept")
+    before = os.fstat(memory.ram_fd).st_blocks
+    if not memory.prefault(HIGH, HIGH_END - HIGH):
+        pytest.skip("this host's kernel has no MADV_POPULATE_WRITE")
+    assert (os.fstat(memory.ram_fd).st_blocks - before) * 512 == HIGH_END - HIGH - PAGE_SIZE
+    assert memory.read(HIGH, 8) == b"kept\0\0\0\0"
+
+
+def test_what_is_no_ram_is_not_prefaulted(memory: GuestMemory) -> None:
+    assert not memory.prefault(TOP - PAGE_SIZE, PAGE_SIZE)
+
+
 @pytest.mark.parametrize(
     ("gpa", "size"),
     [
