@@ -40,6 +40,7 @@ KVM_IOCTLS: dict[str, tuple[str, int, str]] = {
     "KVM_SET_USER_MEMORY_REGION": ("w", 0x46, "kvm_userspace_memory_region"),
     "KVM_SET_TSS_ADDR": ("", 0x47, ""),
     "KVM_SET_IDENTITY_MAP_ADDR": ("w", 0x48, "uint64_t"),
+    "KVM_SET_GSI_ROUTING": ("w", 0x6A, "kvm_irq_routing"),
     "KVM_IRQFD": ("w", 0x76, "kvm_irqfd"),
     "KVM_IOEVENTFD": ("w", 0x79, "kvm_ioeventfd"),
     "KVM_XEN_HVM_CONFIG": ("w", 0x7A, "kvm_xen_hvm_config"),
@@ -79,9 +80,10 @@ KVM_IOCTLS: dict[str, tuple[str, int, str]] = {
     "KVM_XEN_HVM_SET_ATTR": ("w", 0xC9, "kvm_xen_hvm_attr"),
     "KVM_XEN_VCPU_GET_ATTR": ("rw", 0xCA, "kvm_xen_vcpu_attr"),
     "KVM_XEN_VCPU_SET_ATTR": ("w", 0xCB, "kvm_xen_vcpu_attr"),
+    "KVM_XEN_HVM_EVTCHN_SEND": ("w", 0xD0, "kvm_irq_routing_xen_evtchn"),
 }
 # These structures end in an array whose length the request's number does not count; ours have room for a fixed number of entries.
-KVM_HEADER_SIZES = {"kvm_cpuid2": 8, "kvm_msrs": 8}
+KVM_HEADER_SIZES = {"kvm_cpuid2": 8, "kvm_msrs": 8, "kvm_irq_routing": 8}
 
 
 def text_of(*names: str) -> str:

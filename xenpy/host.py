@@ -326,6 +326,18 @@ class Host:
         self.ports.set_handler(ours, handler)
         return ours
 
+    def wire(self, port: int, wake: int, notify: int) -> None:
+        """Let the kernel pass events between a port of ours and two eventfds, where it can; under the lock.
+
+        The guest's count up `wake`, and what counts up `notify` is one to the guest. Where the kernel cannot, and whenever somebody wants
+        to see each event, the port's handler and `notify` do the same.
+        """
+        peer = self.ports.peer(port)
+        if peer is not None and peer.owner.domid in self.domains:
+            kernel_events = self.domains[peer.owner.domid].kernel_events
+            if kernel_events is not None:
+                kernel_events.wire(peer, wake, notify)
+
     @cached_property
     def switches(self) -> Switches:
         """Return the switches between this host's guests; imported when a guest has an interface."""

@@ -57,6 +57,8 @@ def save_guest(guest: Guest) -> SavedGuest:
     domain = guest.domain
     guest.devices.check_saveable()
     parked = guest.devices.park()
+    if domain.kernel_events is not None:
+        domain.kernel_events.forbid()  # or a timer might run out after memory was copied and before the timer is
     try:
         with guest.host.lock:
             state = GuestState(
@@ -77,3 +79,5 @@ def save_guest(guest: Guest) -> SavedGuest:
         return SavedGuest(state, ram, disks)
     finally:
         guest.devices.unpark()
+        if domain.kernel_events is not None:
+            domain.kernel_events.allow()

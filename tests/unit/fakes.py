@@ -151,6 +151,7 @@ class FakeDomain:
         self.domid = domid
         self.is_pv = is_pv
         self.in_guest = None
+        self.kernel_events = None
         self.on_injected: list[Callable[[str, dict[str, Any]], None]] = []
         self.dispatch: Callable[[Call], int] = dispatch.dispatch
         self.clock = SystemClock()

@@ -91,6 +91,9 @@ class FakeServices:
         handler()
         return port
 
+    def wire(self, port: int, wake: int, notify: int) -> None:
+        """Have no kernel that would pass events."""
+
     def unbind(self, port: int) -> None:
         del self._handlers[port]
 

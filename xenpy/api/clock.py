@@ -50,6 +50,7 @@ class Clock:
     def __init__(self, domain: Domain, processors: Processors) -> None:
         self._domain = domain
         self._processors = processors
+        self._has_timers = False
 
     def __repr__(self) -> str:
         return f"<Clock at {self.now():.6f} s, {self.rate:g} times the host's>"
@@ -102,6 +103,7 @@ class Clock:
         """
         if seconds < 0:
             raise ConfigError(f"clock: advance({seconds}): time does not pass backwards; jump() does that")
+        self._take_timers()
         clock = self._domain.clock
         start = clock.now()
         end = start + _ns(seconds, "advance")
@@ -126,6 +128,7 @@ class Clock:
         """
         import threading
 
+        self._take_timers()
         done = threading.Event()
         clock = self._domain.clock
         start = clock.now()
@@ -146,7 +149,15 @@ class Clock:
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
+    def _take_timers(self) -> None:
+        """Have timers that the kernel keeps be ours: from the first time on that somebody makes the guest's time what he wants it to be."""
+        if not self._has_timers:
+            self._has_timers = True
+            if self._domain.kernel_events is not None:
+                self._domain.kernel_events.forbid()
+
     def _change(self, action: Callable[[SystemClock], None]) -> None:
+        self._take_timers()
         domain = self._domain
         with domain.host.lock:
             if domain.ending is None and all(vcpu.sleeps for vcpu in domain.vcpus):

@@ -113,6 +113,7 @@ def build(
         vkbs=vkbs,
         xen_version=_xen_version(reader),
         kvm_xen=reader.flag("xenpy_kvm_xen"),
+        kvm_events=reader.flag("xenpy_kvm_events"),
         warnings=tuple(warnings),
         ignored=tuple(ignored),
     )

@@ -72,6 +72,7 @@ _ACTED = (
     ("keymap", _STRING, _PV, "keyboard layout of that framebuffer"),
     ("xenpy_xen_version", _STRING, _BOTH, 'Xen version that the guest sees; "4.20" by default (xenpy only)'),
     ("xenpy_kvm_xen", _BOOLEAN, _BOTH, "use KVM's own Xen support; where present by default (xenpy only)"),
+    ("xenpy_kvm_events", _BOOLEAN, _PVH, "have KVM serve events and timers; by default where it can (xenpy only)"),
 )
 
 # name, kind, guest types, reason

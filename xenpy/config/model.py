@@ -70,7 +70,7 @@ class DomainConfig:
 
     `settings` is what was written, `warnings` are sentences for the user. `cpus` has an entry for each of `maxvcpus`,
     or none at all. `rtc_timeoffset` is in seconds. `kvm_xen` says whether to use KVM's Xen support; None is "if it is
-    there".
+    there"; so is that of `kvm_events`, which says whether KVM is to serve events and timers by itself.
     """
 
     name: str
@@ -111,6 +111,7 @@ class DomainConfig:
     vkbs: tuple[VkbConfig, ...]
     xen_version: tuple[int, int]
     kvm_xen: bool | None
+    kvm_events: bool | None
     warnings: tuple[str, ...]
     ignored: tuple[Ignored, ...]
 

@@ -70,6 +70,8 @@ class Debugger:
         if self.domain.debugger is not None:
             raise HostError(f"{self.domain.name} has a debugger already")
         self.domain.debugger = self
+        if self.domain.kernel_events is not None:
+            self.domain.kernel_events.forbid()  # timers must stand still with the guest
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 
@@ -173,6 +175,8 @@ class Debugger:
                 vcpu.disarm()
         self._let_go()
         self.domain.debugger = None
+        if self.domain.kernel_events is not None:
+            self.domain.kernel_events.allow()
         self.domain.look_again()
 
     def ended(self) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from xenpy.config import DomainConfig
     from xenpy.domain.debugging import Debugger
     from xenpy.domain.inguest import InGuest
+    from xenpy.domain.kernel_events import KernelEvents
     from xenpy.domain.services import Services
     from xenpy.domain.vcpu import Vcpu
     from xenpy.hypercalls.call import Call
@@ -87,6 +88,8 @@ class Domain(ABC):
         """Who hears, under the host's lock, of faults that a test has injected: their names, and what is known of them."""
         self.in_guest: InGuest | None = None
         """What tells of hypercalls that never leave the guest, where there are such."""
+        self.kernel_events: KernelEvents | None = None
+        """What the kernel serves of events and timers, where it does."""
         self._vcpus: list[Vcpu] = []
         self._closed = False
         self.memory = GuestMemory()
@@ -173,6 +176,8 @@ class Domain(ABC):
     def start(self) -> None:
         """Let the vCPUs run."""
         self.vm.set_clock(self.clock.now())
+        if self.kernel_events is not None:
+            self.kernel_events.begin()
         for vcpu in self._vcpus:
             vcpu.start()
 
@@ -258,6 +263,8 @@ class Domain(ABC):
         self.watchdogs.close()
         if self.in_guest is not None:
             self.in_guest.finish()
+        if self.kernel_events is not None:
+            self.kernel_events.end()
         for vcpu in self._vcpus:
             vcpu.close()
         if hasattr(self, "evtchn"):

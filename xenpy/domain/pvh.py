@@ -5,6 +5,7 @@ Ref: xen-doc misc/pvh.pandoc
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenpy.builder.patch import apply, find_hypercall_sites
@@ -50,6 +51,10 @@ class PvhDomain(Domain):
                 vcpu.kvm.set_xcr0(features)
             self._vcpus.append(vcpu)
         self._begin()
+        if self.kvm_delivers:
+            from xenpy.domain.kernel_events import KernelEvents
+
+            self.kernel_events = KernelEvents(self, self.vm)
 
     def _fill_memory(self) -> None:
         """Have in memory what the guest starts with."""
@@ -68,6 +73,14 @@ class PvhDomain(Domain):
         self.kvm_xen = bool(offered & wanted) and self.config.kvm_xen is not False
         if self.config.kvm_xen and not self.kvm_xen:
             raise HostError("xenpy_kvm_xen = 1, but this kernel's KVM has no Xen support (CONFIG_KVM_XEN)")
+        needed = XenConfig.EVTCHN_SEND | XenConfig.EVTCHN_2LEVEL | XenConfig.SHARED_INFO
+        can_deliver = self.kvm_xen and offered & needed == needed
+        if self.config.kvm_events and not can_deliver:
+            raise HostError(
+                "xenpy_kvm_events = 1, but KVM delivers no events of Xen's here: that takes its Xen support, of Linux 5.18"
+            )
+        self.kvm_delivers = can_deliver and self.config.kvm_events is not False
+        """Whether KVM is to serve events and timers by itself."""
         self.vm.split_irqchip()
         if self.kvm_xen:
             self.vm.xen_hvm_config(wanted, cpuid.XEN_MSR)  # without an MSR the kernel leaves its Xen support off
@@ -115,8 +128,16 @@ class PvhDomain(Domain):
         """Take note that the guest has placed shared_info at a gfn."""
         self.shared_info_gfn = gfn
         self._word_size_changed()
+        self._tell_shared_info()
         for vcpu in self._vcpus:
             self.timekeeper.place(vcpu)
+        if self.kernel_events is not None:
+            self.kernel_events.refresh()
+
+    def _tell_shared_info(self) -> None:
+        """Tell KVM where the guest has shared_info."""
+        if self.kvm_xen and self.shared_info_gfn is not None:
+            self.vm.xen_set_attr(XenAttr.SHARED_INFO, gfn=self.shared_info_gfn)
 
     def _word_size_changed(self) -> None:
         """Write what lies elsewhere in the other layout, and tell KVM."""
@@ -127,6 +148,14 @@ class PvhDomain(Domain):
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
         self.timekeeper.place(self._vcpus[vcpu_id])
+        if self.kernel_events is not None:
+            self._vcpus[vcpu_id].request(partial(self._look_at_all, vcpu_id))
+
+    def _look_at_all(self, vcpu_id: int) -> None:
+        """Have a vCPU look at every event: until KVM knew of its vcpu_info it marked the upcall in the one before."""
+        info = self.shared_info.vcpu_info[vcpu_id]
+        info.set_all_selectors()
+        info.set_upcall_pending()
 
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""

@@ -84,6 +84,7 @@ class RestoredPvhDomain(PvhDomain):
             assert isinstance(state.kind, PvhVcpuState)
             _of(vcpu).restore(state.kind)
         self._word_size_changed()
+        self._tell_shared_info()
         self._set_callback(self.hvm_params.values.get(HVM_PARAM.CALLBACK_IRQ, 0))
         for vcpu in self._vcpus:
             self.timekeeper.place(vcpu)

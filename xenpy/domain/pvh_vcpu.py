@@ -81,6 +81,7 @@ class PvhVcpu(Vcpu):
         """Take over what `state` returned."""
         self.upcalls.vector, self.upcalls.unsettled = state.upcall_vector, state.upcall_unsettled
         self.time_area, self._initial = state.time_area, state.initial
+        self.upcalls.tell_kernel()
 
     # -- a debugger's -------------------------------------------------------------------------------------------------
 
@@ -243,6 +244,11 @@ class PvhVcpu(Vcpu):
         """Halt until an interrupt, as HLT would."""
         if not self.event_pending():
             self.kvm.set_mp_state(MpState.HALTED)
+
+    def poll(self, ports: Sequence[int], timeout_ns: int) -> None:
+        """Sleep until a port is pending, or not at all where events pass us by: Xen, too, may return early."""
+        if self.timers.offload is None:
+            super().poll(ports, timeout_ns)
 
     def send_nmi(self) -> None:
         """Make an NMI pending."""

@@ -24,6 +24,8 @@ Runstate = tuple[int, int, tuple[int, int, int, int]]
 
 _PERIOD_NS: Final = 10_000_000
 """The guest's copy is brought up to date no more often than this."""
+_QUIET_PERIOD_NS: Final = 100_000_000
+"""And so much later, at the latest, while the vCPU has no other reason to leave the guest."""
 _COST_RATIO: Final = 64
 """Nor more often than once in so many times what it takes, which is long on a slow host."""
 _PERIOD_MAX_NS: Final = 1_000_000_000
@@ -145,6 +147,10 @@ class ThreadRunstate:
         self._area = (memory, gpa, wide)
         self._next = 0
         self.publish()
+
+    def publication_at(self) -> int | None:
+        """Return the system time at which the guest's copy wants to be brought up to date, None if there is none."""
+        return None if self._area is None else self._next + _QUIET_PERIOD_NS
 
     def publish(self) -> None:
         """Bring the guest's copy up to date if it is due."""

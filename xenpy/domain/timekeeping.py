@@ -74,6 +74,8 @@ class Timekeeper:
                 for vcpu in domain.vcpus:
                     self._place(vcpu)
             domain.write_wallclock()
+            if domain.kernel_events is not None:
+                domain.kernel_events.clock_changed()
             domain.watchdogs.clock_changed()
             for vcpu in domain.vcpus:
                 vcpu.clock_changed()

@@ -7,9 +7,10 @@ LAPIC (HVM_PARAM_CALLBACK_IRQ of type 2).
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from xenpy.kvm.constants import MpState
+from xenpy.kvm.constants import MpState, XenVcpuAttr
 from xenpy.pv.hvm_params import CALLBACK_TYPE_SHIFT, CALLBACK_TYPE_VECTOR
 
 if TYPE_CHECKING:
@@ -40,8 +41,15 @@ class Upcalls:
     def set_vector(self, vector: int) -> None:
         """Deliver through the LAPIC from now on."""
         self.vector = vector
+        self.tell_kernel()
         if self._vcpu.event_pending():
             self._doubt()
+
+    def tell_kernel(self) -> None:
+        """Have KVM deliver by the vector what it delivers itself."""
+        vcpu = self._vcpu
+        if vcpu.domain.kvm_delivers and self.vector:
+            vcpu.request(partial(vcpu.kvm.xen_set_attr, XenVcpuAttr.UPCALL_VECTOR, vector=self.vector))
 
     def deliver(self) -> None:
         """Tell the guest. Under the host's lock, from any thread."""

@@ -244,6 +244,9 @@ class Vcpu(Waiting):
         whoever is kicked looks again.
         """
         deadline = self.timers.next_deadline()
+        if self.timers.offload is not None and (publication := self.account.publication_at()) is not None:
+            # The guest's own timer does not bring us here.
+            deadline = publication if deadline is None else min(deadline, publication)
         delay = None if deadline is None else self.domain.clock.delay_until(deadline)
         now = time.monotonic_ns()  # the clock by which the kick comes: it is never early
         if self.retry_at is not None:

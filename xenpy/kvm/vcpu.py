@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from xenpy import libc
 from xenpy.abi import _kvm_ioctl as request
 from xenpy.abi._kvm import ffi
-from xenpy.kvm.constants import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, MpState, Sync, XenVcpuAttr
+from xenpy.kvm.constants import (
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+    MpState,
+    Sync,
+    XenVcpuAttr,
+)
 from xenpy.kvm.kick import KickTimer, kick
 from xenpy.kvm.system import checked_ioctl, pointer
 
@@ -244,6 +250,24 @@ class KvmVcpu:
         data = attr.u.runstate
         times = (data.time_running, data.time_runnable, data.time_blocked, data.time_offline)
         return data.state, data.state_entry_time, times
+
+    def xen_set_timer(self, port: int, deadline: int) -> None:
+        """Have the Xen guest's one-shot timer be KVM's and raise the event of a port; 0: be it KVM's no more.
+
+        `deadline` is in ns of the VM's clock; 0: it is not set.
+        """
+        attr = ffi.new("struct kvm_xen_vcpu_attr *")
+        attr.type = XenVcpuAttr.TIMER
+        timer = attr.u.timer
+        timer.port, timer.priority, timer.expires_ns = port, KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL, deadline
+        self._set(request.KVM_XEN_VCPU_SET_ATTR, attr, "set the Xen timer")
+
+    def xen_timer(self) -> tuple[int, int]:
+        """Return (port, deadline) of the timer that KVM keeps, as `xen_set_timer` takes them."""
+        attr = ffi.new("struct kvm_xen_vcpu_attr *")
+        attr.type = XenVcpuAttr.TIMER
+        checked_ioctl(self.fd, request.KVM_XEN_VCPU_GET_ATTR, pointer(attr), "read the Xen timer")
+        return attr.u.timer.port, attr.u.timer.expires_ns
 
     def close(self) -> None:
         """Free the vCPU; its thread must have left it."""

@@ -127,16 +127,23 @@ class VcpuTimers:
         self.singleshot: int | None = None
         self.period = 0
         self._next_period = 0
+        self.offload: Callable[[int], None] | None = None
+        """Keeps the one-shot timer in our place: takes the deadline, 0 for none. By the vCPU's thread, out of the guest."""
 
     def set_singleshot(self, deadline: int, *, must_be_future: bool = False) -> None:
         """Fire at `deadline`, at once if it has passed. Raises XenError(ETIME) for a past one when the caller asked for that."""
         if must_be_future and deadline < self.clock.now():
             raise XenError(Errno.ETIME, "the deadline has passed")
+        if self.offload is not None:
+            self.offload(max(1, deadline))
+            return
         self.singleshot = deadline
         self._rearm()
 
     def stop_singleshot(self) -> None:
         """Do not fire."""
+        if self.offload is not None:
+            self.offload(0)
         self.singleshot = None
         self._rearm()
 

@@ -96,3 +96,5 @@ struct kvm_xen_vcpu_attr {
     } u;
 };
 struct kvm_irq_routing_xen_evtchn { uint32_t port; uint32_t vcpu; uint32_t priority; };
+struct kvm_irq_routing_entry { uint32_t gsi; uint32_t type; uint32_t flags; uint32_t pad; union { struct kvm_irq_routing_xen_evtchn xen_evtchn; uint32_t pad[8]; } u; };
+struct kvm_irq_routing { uint32_t nr; uint32_t flags; struct kvm_irq_routing_entry entries[128]; };

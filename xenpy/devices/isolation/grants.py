@@ -42,6 +42,9 @@ class IsolationServices(Services, Protocol):
     def domain(self, domid: int) -> Granter:
         """Return a domain. Raises XenError(ESRCH)."""
 
+    def wire(self, port: int, wake: int, notify: int) -> None:
+        """Let the kernel, where it can, pass events between a port of ours and two eventfds; under the lock."""
+
 
 class GrantServer:
     """The grants of one guest that one queue's process has mapped, at most `limit` at a time; used under the host's lock.

@@ -39,6 +39,7 @@ class Line:
             undo.callback(os.close, self.notify)
             self._port = services.bind(domid, port, self._on_event)
             undo.callback(services.unbind, self._port)
+            services.wire(self._port, self.wake, self.notify)
             undo.callback(grants.close)
             self._resources = undo.pop_all()
 

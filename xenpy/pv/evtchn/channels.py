@@ -51,12 +51,18 @@ class EventChannels(PortTable):
         self._wake_poller = wake_poller
         self._two_level = TwoLevel(shared_info, self._mark_upcall, wake_poller)
         self._fifo: Fifo | None = None
+        self.has_fifo = True
+        """Whether the guest may choose the FIFO ABI."""
         super().__init__(domid, nr_vcpus, self._two_level, lookup=lookup, max_ports=max_ports)
 
     @property
     def is_fifo(self) -> bool:
         """Tell whether the guest has chosen the FIFO ABI."""
         return self._fifo is not None
+
+    def by_kernel(self, deliver: Callable[[int, int], bool] | None) -> None:
+        """Have events of the 2-level ABI be delivered by `deliver(port, vcpu_id)`, as far as that can, or not any more (None)."""
+        self._two_level.by_kernel = deliver
 
     def _mark_upcall(self, vcpu_id: int) -> None:
         if not self._vcpu_info[vcpu_id].set_upcall_pending():
@@ -68,8 +74,10 @@ class EventChannels(PortTable):
         The first call switches to the FIFO ABI; events pending then are delivered as the event array grows to hold
         them.
 
-        Raises XenError: ENOENT (no such vCPU), EINVAL (misaligned, crossing the page, not RAM), EEXIST.
+        Raises XenError: ENOSYS (there is no such ABI), ENOENT (no such vCPU), EINVAL (misaligned, crossing the page, not RAM), EEXIST.
         """
+        if not self.has_fifo:
+            raise XenError(Errno.ENOSYS, "the FIFO ABI is not offered")
         self._check_vcpu(vcpu_id)
         if self._fifo is not None:
             self._fifo.add_control_block(vcpu_id, gfn, offset)

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     Deliver = Callable[[Port], None]
 
+
+def _ignore_change(_entry: Port) -> None:
+    """Take no notice: nobody else knows of the ports."""
+
+
 _PORTS_PER_BUCKET: Final = 64
 """The table grows by so many ports, all of which are valid (and closed) from then on, as in Xen."""
 
@@ -48,6 +53,8 @@ class PortTable:
         self._first_free = 1  # no free port has a lower number; 0 is never handed out
         self._dying = False
         self._interposed: list[Callable[[Deliver], Deliver]] = []
+        self.changed: Callable[[Port], None] = _ignore_change
+        """Hears of each port whose binding or vCPU has changed, before any event passes by what it is now."""
         self._deliver_by(delivery)
         self._grow()
 
@@ -113,6 +120,7 @@ class PortTable:
     def _free(self, entry: Port) -> None:
         self._delivery.clear_pending(entry)
         entry.reset()
+        self.changed(entry)
         self._first_free = min(self._first_free, entry.number)
 
     # -- binding ------------------------------------------------------------------------------------------------------
@@ -142,6 +150,8 @@ class PortTable:
             )
         entry.state = peer.state = INTERDOMAIN
         entry.peer, peer.peer = peer, entry
+        self.changed(entry)
+        remote.changed(peer)
         # The peer may have sent before we bound; its events were dropped.
         self.deliver(entry)
         return entry.number
@@ -161,6 +171,7 @@ class PortTable:
         entry.vcpu_id = vcpu_id
         entry.virq = virq
         self._virqs[vcpu_id][virq] = entry
+        self.changed(entry)
         return entry.number
 
     def bind_ipi(self, vcpu_id: int) -> int:
@@ -169,6 +180,7 @@ class PortTable:
         entry = self._allocate()
         entry.state = IPI
         entry.vcpu_id = vcpu_id
+        self.changed(entry)
         return entry.number
 
     def bind_pirq(self, pirq: int) -> int:
@@ -186,6 +198,7 @@ class PortTable:
         if not movable:
             raise XenError(Errno.EINVAL, f"port {port} cannot change its vcpu")
         entry.vcpu_id = vcpu_id
+        self.changed(entry)
 
     def close(self, port: int) -> None:
         """Close a port; the other end of an interdomain channel becomes unbound again. Raises XenError(EINVAL)."""
@@ -196,6 +209,7 @@ class PortTable:
             entry.peer.state = UNBOUND
             entry.peer.peer = None
             entry.peer.remote_domid = self.domid
+            entry.peer.owner.changed(entry.peer)
         elif entry.state == VIRQ:
             # A global VIRQ stays in vCPU 0's row wherever bind_vcpu sends it.
             row = self._virqs[entry.vcpu_id if entry.virq in PER_VCPU_VIRQS else 0]
@@ -259,6 +273,19 @@ class PortTable:
         Raises XenError: EINVAL (no such port or priority), ENOSYS (2-level ABI), EACCES (closed).
         """
         self._delivery.set_priority(self._entry(port), priority)
+
+    def bound(self) -> Iterator[Port]:
+        """Yield each port that is not closed."""
+        return self._usable()
+
+    def peer(self, port: int) -> Port | None:
+        """Return the other end of an interdomain channel, None if the port is none. Raises XenError(EINVAL)."""
+        return self._entry(port).peer
+
+    def virq_port(self, virq: int, vcpu_id: int = 0) -> int:
+        """Return the port that a VIRQ is bound to, 0 if it is not."""
+        entry = self._virqs[vcpu_id][virq]
+        return 0 if entry is None else entry.number
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class TwoLevel:
     `mark_upcall` makes an upcall pending on a vCPU; `wake_poller` hears of every port that becomes pending.
     """
 
-    __slots__ = ("_mark_upcall", "_shared_info", "_wake_poller")
+    __slots__ = ("_mark_upcall", "_shared_info", "_wake_poller", "by_kernel")
 
     def __init__(
         self, shared_info: SharedInfo, mark_upcall: Callable[[int], None], wake_poller: Callable[[int], None]
@@ -30,6 +30,8 @@ class TwoLevel:
         self._shared_info = shared_info
         self._mark_upcall = mark_upcall
         self._wake_poller = wake_poller
+        self.by_kernel: Callable[[int, int], bool] | None = None
+        """Does all of `set_pending` for (port, vcpu_id), if it can, where the kernel knows these structures; tells whether it could."""
 
     @property
     def max_ports(self) -> int:
@@ -39,6 +41,8 @@ class TwoLevel:
     def set_pending(self, entry: Port) -> None:
         """Set the pending bit, and the selector and the upcall behind it unless the port is masked."""
         number = entry.number
+        if self.by_kernel is not None and self.by_kernel(number, entry.vcpu_id):
+            return
         shared_info = self._shared_info
         # A guest that became a 32-bit one after binding high ports has no bits for them.
         if number >= shared_info.layout.evtchn_ports or shared_info.mark_pending(number):

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     Hand = Callable[[Watch, str], None]
     MakeUse = Callable[..., Use]
 
+_OF_KERNEL: Final = frozenset((Kind.HYPERCALL, Kind.EVENT))
+"""What would pass us by where the kernel serves events itself."""
 _OF_DEVICES: Final = frozenset((Kind.REQUEST, *TIMED))
 _KEPT: Final = 10_000
 """Faults that are remembered."""
@@ -83,6 +85,9 @@ class Injector:
 
     def attach(self) -> None:
         """Begin; the domain may run already. Raises ConfigError."""
+        if self._domain.kernel_events is not None and self._kinds & _OF_KERNEL:
+            self._domain.kernel_events.forbid()
+            self._undo.append(self._domain.kernel_events.allow)
         if self._kinds & _OF_DEVICES:
             self._come_between_devices()
         with self._host.lock:

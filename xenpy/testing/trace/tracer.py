@@ -47,6 +47,10 @@ _MAX_ERRNO: Final = 4095
 """Results from -4095 to -1 are refusals. Ref: Linux, MAX_ERRNO"""
 
 
+_OF_KERNEL: Final = (Kind.HYPERCALL, Kind.EVENT)
+"""What would pass us by where the kernel serves events itself."""
+
+
 class Tracer:
     """Listens to one domain from `attach` to `detach`; `with` does both. There may be several, in any order.
 
@@ -86,6 +90,9 @@ class Tracer:
 
     def attach(self) -> None:
         """Begin to listen; the domain may run already."""
+        if self._domain.kernel_events is not None and any(map(self._filter.wants_kind, _OF_KERNEL)):
+            self._domain.kernel_events.forbid()
+            self._undo.append(self._domain.kernel_events.allow)
         with self._host.lock:
             self._listen_to_hypercalls()
             if self._filter.wants_kind(Kind.XENSTORE):
