@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.boot.exits import READS
 from tests.conftest import images
 from xenpy.initramfs import make_initramfs
 
@@ -57,28 +59,59 @@ def lines(result: CompletedProcess[bytes]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "vcpus", "kvm_xen"),
+    ("kernel", "vcpus", "kvm_xen", "kvm_events"),
     [
-        ("debian-6.1-cloud", 1, 1),
-        ("debian-6.1-cloud", 1, 0),
-        ("debian-6.12-cloud", 1, 0),
-        ("debian-6.12-cloud", 4, 1),
-        ("alpine", 1, 1),
-        ("alpine", 1, 0),
+        ("debian-6.1-cloud", 1, 1, 1),
+        ("debian-6.1-cloud", 1, 0, 0),
+        ("debian-6.12-cloud", 1, 0, 0),
+        ("debian-6.12-cloud", 2, 1, 0),
+        ("debian-6.12-cloud", 4, 1, 1),
+        ("alpine", 1, 1, 1),
+        ("alpine", 1, 0, 0),
     ],
 )
 def test_boots_to_user_space_and_powers_off(
-    emulated_host: EmulatedHost, tmp_path: Path, kernel: str, vcpus: int, kvm_xen: int
+    emulated_host: EmulatedHost, tmp_path: Path, kernel: str, vcpus: int, kvm_xen: int, kvm_events: int
 ) -> None:
-    result = boot(emulated_host, tmp_path, kernel, f"vcpus={vcpus}", f"xenpy_kvm_xen={kvm_xen}")
+    settings = f"vcpus={vcpus}", f"xenpy_kvm_xen={kvm_xen}", f"xenpy_kvm_events={kvm_events}"
+    result = boot(emulated_host, tmp_path, kernel, *settings)
     console = lines(result)
     assert result.returncode == 0, (console, result.stderr)
     assert f"release {images(kernel).release}" in console
     assert "clocksource xen" in console
     assert f"processors {vcpus}" in console
     assert "hypervisor xen 4.20" in console
-    assert "Using FIFO-based ABI" in console
+    assert ("Using FIFO-based ABI" in console) == (not kvm_events)  # KVM knows the 2-level ABI only
     assert not [line for line in console if line.startswith("complaint")]
+
+
+def _count_exits(host: EmulatedHost, directory: Path, vcpus: int, kvm_events: int) -> dict[str, int]:
+    kernel = images("debian-6.12-cloud")
+    ramdisk = make_initramfs(images=kernel, modules=["xen-blkfront"])
+    config = directory / "guest.cfg"
+    config.write_text(
+        f'name = "exits"\ntype = "pvh"\nmemory = 256\nkernel = "{kernel.kernel}"\nramdisk = "{ramdisk}"\n'
+        'cmdline = "console=hvc0 quiet panic=1"\n'
+    )
+    program = Path(__file__).with_name("exits.py")
+    argv = [sys.executable, str(program), str(config), f"vcpus={vcpus}", f"xenpy_kvm_events={kvm_events}"]
+    result = host.run(argv, timeout=BOOT_TIMEOUT + 30)
+    assert result.returncode == 0, result.stderr.decode()
+    found: dict[str, int] = json.loads(result.stdout)
+    return found
+
+
+def test_ticks_and_a_disk_cost_no_exits(emulated_host: EmulatedHost, tmp_path: Path) -> None:
+    counts = _count_exits(emulated_host, tmp_path, 2, 1)
+    served = counts["timer0"] + counts["timer1"] + counts["blkif"]
+    assert counts["blkif"] >= READS
+    # What is left: a shell's output on the console, and the runstate's being brought up to date ten times a second.
+    assert counts["exits"] < served / 2, counts
+
+
+def test_without_kernel_events_all_of_them_do(emulated_host: EmulatedHost, tmp_path: Path) -> None:
+    counts = _count_exits(emulated_host, tmp_path, 1, 0)
+    assert counts["exits"] > counts["timer0"] + counts["blkif"], counts
 
 
 def test_shell_on_the_console_takes_input(emulated_host: EmulatedHost, tmp_path: Path) -> None:

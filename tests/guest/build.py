@@ -12,6 +12,8 @@ HERE = Path(__file__).parent
 LIB = HERE / "lib"
 TWO_VCPUS = frozenset({"shared", "smp"})
 """Kernels that want a second vCPU."""
+IN_PYTHON = frozenset({"fifo"})
+"""Kernels about events as KVM's Xen support does not deliver them."""
 STEERED = frozenset({"ending", "debug", "clock", "console", "boot", "forked"})
 """Kernels that do what their command line says, or want somebody to talk to: a test module of their own runs each."""
 _XEN_HEADER = Path("/usr/include/xen/xen.h")

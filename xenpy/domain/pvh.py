@@ -17,7 +17,7 @@ from xenpy.domain.pvh_vcpu import PvhVcpu
 from xenpy.domain.upcalls import callback_vector
 from xenpy.domain.vcpu import HYPERCALL_PORT
 from xenpy.errors import Errno, HostError, XenError
-from xenpy.kvm.constants import MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig
+from xenpy.kvm.constants import MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig, XenVcpuAttr
 from xenpy.memory import PAGE_SIZE
 from xenpy.pv.hvm_params import HVM_PARAM
 
@@ -49,6 +49,8 @@ class PvhDomain(Domain):
             # Emulated SVM hosts do not tell KVM of a guest's XSETBV, and CPUID would go on reporting the size for XCR0 = 1.
             if features := cpuid.xcr0_features(host_leaves):
                 vcpu.kvm.set_xcr0(features)
+            if self.kvm_delivers:  # the number by which the guest names it, which KVM does not guess
+                vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_ID, vcpu_id=vcpu_id)
             self._vcpus.append(vcpu)
         self._begin()
         if self.kvm_delivers:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from array import array
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpy.devices.isolation.channel import Kind
@@ -65,9 +65,8 @@ class Ram:
 class RemoteGrants:
     """The grants of a guest that another process holds, for one queue: one exchange of messages for as many as are asked for at once."""
 
-    lock = nullcontext()
-
     def __init__(self, channel: Channel, ram: Ram) -> None:
+        self.lock = threading.Lock()  # nobody else wants it, but it costs less than a nullcontext
         self._channel = channel
         self._ram = ram
         self.looking: Looking | None = None

@@ -75,7 +75,7 @@ class Backing(Protocol):
 
 def total(views: Sequence[memoryview]) -> int:
     """Return how many bytes the views have."""
-    return sum(len(view) for view in views)
+    return sum(map(len, views))
 
 
 def split(views: Views, size: int) -> tuple[Views, Views]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP, SECTOR_SHIFT
 from xenpy.devices.trouble import SLICE_S, Mishap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from xenpy.devices.trouble import Ask
     from xenpy.devices.vbd.backing import Backing, Views
@@ -45,6 +45,8 @@ class BlockQueue:
         self._notify = notify
         self.ask: Ask | None = None
         """Whom to ask what goes wrong with each request."""
+        self.grown: Callable[[], bool] | None = None
+        """Looks at the medium's size anew when a request goes beyond it; None where somebody else does when that changes."""
 
     def serve(self, stopping: Callable[[], bool]) -> None:
         """Carry out requests until none waits, or until `stopping` says so. Raises FrontendError."""
@@ -124,15 +126,15 @@ class BlockQueue:
         first = group[0][0]
         reading = first.op is BLKIF_OP.READ
         offset = first.sector << SECTOR_SHIFT
-        size = sum(_sectors(part[1]) for part in group) << SECTOR_SHIFT
-        if offset + size > self._backing.size or not (reading or self._backing.writable):
+        segments = group[0][1] if len(group) == 1 else [segment for part in group for segment in part[1]]
+        if not self._has(offset + (_sectors(segments) << SECTOR_SHIFT)) or not (reading or self._backing.writable):
             return BLKIF_RSP.ERROR
         views: Views = []
         try:
             with self._lock:
-                views += self._pages.views([segment for part in group for segment in part[1]], writable=reading)
+                views += self._pages.views(segments, writable=reading)
             move = self._backing.read if reading else self._backing.write
-            return self._attempt(lambda: move(views, offset))
+            return self._attempt(move, views, offset)
         finally:
             views.clear()
             with self._lock:
@@ -142,13 +144,17 @@ class BlockQueue:
         offset, size = request.sector << SECTOR_SHIFT, request.nr_sectors << SECTOR_SHIFT
         if not self._backing.can_discard:
             return BLKIF_RSP.EOPNOTSUPP
-        if not size or offset + size > self._backing.size:
+        if not size or not self._has(offset + size):
             return BLKIF_RSP.ERROR
-        return self._attempt(lambda: self._backing.discard(offset, size))
+        return self._attempt(self._backing.discard, offset, size)
 
-    def _attempt(self, action: Callable[[], None]) -> BLKIF_RSP:
+    def _has(self, end: int) -> bool:
+        """Tell whether the medium goes on to an offset."""
+        return end <= self._backing.size or (self.grown is not None and self.grown() and end <= self._backing.size)
+
+    def _attempt(self, action: Callable[..., None], *arguments: Any) -> BLKIF_RSP:
         try:
-            action()
+            action(*arguments)
         except OSError as error:
             return BLKIF_RSP.EOPNOTSUPP if error.errno in _UNSUPPORTED else BLKIF_RSP.ERROR
         return BLKIF_RSP.OKAY
@@ -160,12 +166,15 @@ def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
         time.sleep(min(rest, SLICE_S))
 
 
-def _sectors(segments: tuple[Segment, ...]) -> int:
-    return sum(segment.last - segment.first + 1 for segment in segments)
+def _sectors(segments: Sequence[Segment]) -> int:
+    return sum([last - first + 1 for _, first, last in segments])
 
 
 def _grouped(parts: list[Part]) -> Iterator[list[Part]]:
     """Yield the requests in order, those together that read, or write, next to one another."""
+    if len(parts) == 1:
+        yield parts
+        return
     group: list[Part] = []
     end = vectors = 0
     for part in parts:

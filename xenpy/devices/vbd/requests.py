@@ -30,7 +30,8 @@ MAX_INDIRECT_SEGMENTS: Final = 256
 """A megabyte a request; more would be up to BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST * SEGMENTS_PER_INDIRECT_PAGE."""
 SECTORS_PER_PAGE: Final = PAGE_SIZE >> SECTOR_SHIFT
 
-_DIRECT: Final = (BLKIF_OP.READ, BLKIF_OP.WRITE, BLKIF_OP.WRITE_BARRIER)
+_DIRECT: Final = {int(op): op for op in (BLKIF_OP.READ, BLKIF_OP.WRITE, BLKIF_OP.WRITE_BARRIER)}
+"""By number: to look one up costs a fraction of what the enumeration itself takes."""
 
 
 class Segment(NamedTuple):
@@ -99,8 +100,8 @@ class BlockRing:
 def decode(entry: bytes, layout: BlkifLayout) -> Request:
     """Return what a ring entry asks for. Raises FrontendError."""
     operation, count, _, request_id, sector = layout.request.unpack_from(entry)
-    if operation in _DIRECT:
-        op = BLKIF_OP(operation)
+    op = _DIRECT.get(operation)
+    if op is not None:
         _check_count(op, count, BLKIF_MAX_SEGMENTS_PER_REQUEST)
         start = layout.request.size
         segments = parse_segments(entry[start : start + count * SEGMENT.size])
@@ -117,9 +118,9 @@ def decode(entry: bytes, layout: BlkifLayout) -> Request:
 
 def _decode_indirect(entry: bytes, layout: BlkifLayout) -> Request:
     _, indirect_op, count, request_id, sector, _, *grefs = layout.indirect.unpack_from(entry)
-    if indirect_op not in (BLKIF_OP.READ, BLKIF_OP.WRITE):
+    op = _DIRECT.get(indirect_op)
+    if op is None or op is BLKIF_OP.WRITE_BARRIER:
         raise FrontendError(f"indirect request of operation {indirect_op}, which is neither a read nor a write")
-    op = BLKIF_OP(indirect_op)
     _check_count(op, count, MAX_INDIRECT_SEGMENTS)
     pages = -(-count // SEGMENTS_PER_INDIRECT_PAGE)
     assert pages <= BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST
@@ -135,8 +136,8 @@ def _check_count(op: BLKIF_OP, count: int, limit: int) -> None:
 
 def parse_segments(data: bytes) -> tuple[Segment, ...]:
     """Return the segments that an array describes. Raises FrontendError for sectors that no page has."""
-    segments = tuple(Segment(*fields) for fields in SEGMENT.iter_unpack(data))
-    for segment in segments:
-        if not segment.first <= segment.last < SECTORS_PER_PAGE:
-            raise FrontendError(f"segment of sectors {segment.first} to {segment.last} of a page of {SECTORS_PER_PAGE}")
+    segments = tuple(map(Segment._make, SEGMENT.iter_unpack(data)))
+    for _, first, last in segments:
+        if not first <= last < SECTORS_PER_PAGE:
+            raise FrontendError(f"segment of sectors {first} to {last} of a page of {SECTORS_PER_PAGE}")
     return segments

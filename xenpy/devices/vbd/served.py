@@ -51,11 +51,5 @@ def _server(job: Job, line: Line, offsets: Sequence[int], backing: Backing) -> C
         notify()
     queue = BlockQueue(ring, GrantedPages(line.grants, persistent=job.device["kept"]), backing, notify)
 
-    def serve(stopping: Callable[[], bool]) -> None:
-        def look() -> bool:
-            backing.refresh()  # the VMM, which has told the guest of a new size, has no need to tell us
-            return stopping()
-
-        queue.serve(look)
-
-    return serve
+    queue.grown = backing.refresh  # the VMM, which has told the guest of a new size, has no need to tell us
+    return queue.serve
