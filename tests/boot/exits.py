@@ -26,13 +26,13 @@ sleep 1
 
 
 def interrupts(guest: xenpy.Guest) -> dict[str, int]:
-    """Return how often each event channel's interrupt has come, on all vCPUs together, by its name."""
+    """Return how often interrupts have come, on all vCPUs together, by name."""
     counted: dict[str, int] = {}
     for line in guest.run("cat /proc/interrupts").stdout.splitlines():
         fields = line.split()
         numbers = [int(field) for field in fields[1:] if field.isdigit()]
         if fields and fields[0][:-1].isdigit():
-            counted[fields[-1]] = sum(numbers)
+            counted[fields[-1]] = counted.get(fields[-1], 0) + sum(numbers)
     return counted
 
 

@@ -336,7 +336,7 @@ class FakeDomain:
 
         self.host = SimpleNamespace(lock=threading.RLock())
         self.evtchn = guest.evtchn
-        self.shared_info_gfn: int | None = 5
+        self.kvm_has_shared_info = True
         self.timekeeper = SimpleNamespace(own=False)
         self.ending = None
         self.stands = False
@@ -405,10 +405,10 @@ def test_time_at_a_rate_of_its_own_is_ours(served: tuple[FakeDomain, KernelEvent
 
 def test_nothing_is_the_kernels_before_shared_info_is_placed(served: tuple[FakeDomain, KernelEvents]) -> None:
     domain, events = served
-    domain.shared_info_gfn = None
+    domain.kvm_has_shared_info = False
     port = domain.evtchn.bind_virq(VIRQ.TIMER, 0)
     assert domain.vcpus[0].kvm.timer == (0, 0)
-    domain.shared_info_gfn = 5
+    domain.kvm_has_shared_info = True
     events.refresh()
     assert domain.vcpus[0].kvm.timer == (port, 0)
 

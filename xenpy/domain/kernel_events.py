@@ -136,8 +136,13 @@ class KernelEvents:
     def active(self) -> bool:
         """Tell whether KVM serves: the guest runs and has placed shared_info, its time goes as the host's, and nobody has forbidden it."""
         domain = self._domain
-        placed = domain.shared_info_gfn is not None
-        return self._runs and placed and not self._forbidden and not domain.timekeeper.own and not domain.evtchn.is_fifo
+        return (
+            self._runs
+            and domain.kvm_has_shared_info
+            and not self._forbidden
+            and not domain.timekeeper.own
+            and not domain.evtchn.is_fifo
+        )
 
     def begin(self) -> None:
         """Begin to serve; when the clock is set, and before a vCPU runs."""

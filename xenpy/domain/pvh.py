@@ -17,7 +17,7 @@ from xenpy.domain.pvh_vcpu import PvhVcpu
 from xenpy.domain.upcalls import callback_vector
 from xenpy.domain.vcpu import HYPERCALL_PORT
 from xenpy.errors import Errno, HostError, XenError
-from xenpy.kvm.constants import MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig, XenVcpuAttr
+from xenpy.kvm.constants import KVM_INVALID_GFN, MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig, XenVcpuAttr
 from xenpy.memory import PAGE_SIZE
 from xenpy.pv.hvm_params import HVM_PARAM
 
@@ -34,6 +34,11 @@ class PvhDomain(Domain):
     """A PVH domain."""
 
     is_pv = False
+    kvm_delivers = False
+    """Whether KVM is to serve events and timers by itself."""
+    kvm_has_shared_info = False
+    """Whether KVM knows where shared_info is."""
+    _kvm_is_wide = False
 
     def _build(self) -> None:
         vcpus = self.config.maxvcpus
@@ -82,7 +87,6 @@ class PvhDomain(Domain):
                 "xenpy_kvm_events = 1, but KVM delivers no events of Xen's here: that takes its Xen support, of Linux 5.18"
             )
         self.kvm_delivers = can_deliver and self.config.kvm_events is not False
-        """Whether KVM is to serve events and timers by itself."""
         self.vm.split_irqchip()
         if self.kvm_xen:
             self.vm.xen_hvm_config(wanted, cpuid.XEN_MSR)  # without an MSR the kernel leaves its Xen support off
@@ -129,23 +133,36 @@ class PvhDomain(Domain):
     def shared_info_placed(self, gfn: int) -> None:
         """Take note that the guest has placed shared_info at a gfn."""
         self.shared_info_gfn = gfn
-        self._word_size_changed()
         self._tell_shared_info()
+        self._word_size_changed()
         for vcpu in self._vcpus:
             self.timekeeper.place(vcpu)
         if self.kernel_events is not None:
             self.kernel_events.refresh()
 
     def _tell_shared_info(self) -> None:
-        """Tell KVM where the guest has shared_info."""
-        if self.kvm_xen and self.shared_info_gfn is not None:
+        """Tell KVM, if it is to deliver events, where the guest has shared_info."""
+        if not self.kvm_delivers or self.shared_info_gfn is None:
+            return
+        try:
             self.vm.xen_set_attr(XenAttr.SHARED_INFO, gfn=self.shared_info_gfn)
+            self.kvm_has_shared_info = True
+        except OSError as error:  # the guest has taken the page out of its map
+            self.kvm_has_shared_info = False
+            self.log(
+                "shared-info", f"shared_info at gfn {self.shared_info_gfn:#x}: {error}; events are delivered by Python"
+            )
 
     def _word_size_changed(self) -> None:
         """Write what lies elsewhere in the other layout, and tell KVM."""
-        self.write_wallclock()
-        if self.kvm_xen:
-            self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=self.shared_info.layout.word_bits == 64)
+        wide = self.shared_info.layout.word_bits == 64
+        if self.kvm_xen and wide != self._kvm_is_wide:
+            self._kvm_is_wide = wide
+            if self.kvm_delivers:  # KVM writes the wall clock at once, where the page may be no more
+                self.vm.xen_set_attr(XenAttr.SHARED_INFO, gfn=KVM_INVALID_GFN)
+            self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=wide)
+            self._tell_shared_info()
+        self.write_wallclock()  # last: KVM's own knows of no wall clock but the host's
 
     def vcpu_info_placed(self, vcpu_id: int) -> None:
         """Take note that the guest has placed a vCPU's vcpu_info."""
@@ -170,8 +187,13 @@ class PvhDomain(Domain):
     def _set_callback(self, value: int) -> None:
         """Inject the vector that a value of HVM_PARAM_CALLBACK_IRQ names from now on."""
         self.callback_vector = callback_vector(value)
+        self.upcall_vectors_changed()
+
+    def upcall_vectors_changed(self) -> None:
+        """Have KVM inject the callback vector, unless every vCPU has a vector of its own: KVM would inject both."""
         if self.kvm_xen:
-            self.vm.xen_set_attr(XenAttr.UPCALL_VECTOR, vector=self.callback_vector)
+            own = all(vcpu.upcalls.vector for vcpu in self._vcpus if isinstance(vcpu, PvhVcpu))
+            self.vm.xen_set_attr(XenAttr.UPCALL_VECTOR, vector=0 if own else self.callback_vector)
 
     def fill_hypercall_page(self, gpa: int, *, wide: bool) -> None:
         """Write the hypercall stubs into a page of the guest's; its word size is from now on that of the code that asked.

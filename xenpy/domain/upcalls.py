@@ -42,6 +42,7 @@ class Upcalls:
         """Deliver through the LAPIC from now on."""
         self.vector = vector
         self.tell_kernel()
+        self._vcpu.domain.upcall_vectors_changed()
         if self._vcpu.event_pending():
             self._doubt()
 
