@@ -45,6 +45,8 @@ class BlockQueue:
         self._notify = notify
         self.ask: Ask | None = None
         """Whom to ask what goes wrong with each request."""
+        self.together = False
+        """Whether the responses of requests that came together are worth one event at the end, not one each."""
         self.grown: Callable[[], bool] | None = None
         """Looks at the medium's size anew when a request goes beyond it; None where somebody else does when that changes."""
 
@@ -60,10 +62,15 @@ class BlockQueue:
                 parts: list[Part] = [(request, self._pages.segments_of(request)) for request in requests]
             ask = self.ask
             groups = _grouped(parts) if ask is None else self._troubled(parts, ask, stopping)
+            wanted = False
             for group in groups:
                 self._carry_out(group)
-                if self._ring.push():
+                wanted |= self._ring.push()
+                if wanted and not self.together:
                     self._notify()
+                    wanted = False
+            if wanted:
+                self._notify()
 
     def _troubled(self, parts: list[Part], ask: Ask, stopping: Callable[[], bool]) -> Iterator[list[Part]]:
         """Yield the requests one by one as they are to be carried out; those that fail are answered meanwhile."""

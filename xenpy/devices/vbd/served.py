@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 
 def main(job: Job, control: Channel) -> None:
     """Serve the queues until told to stop."""
+    if _is_alone():
+        # Who has just got a request would take the processor from the guest that is about to make more.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     device = job.device
     backing = adopt(device["kind"], device["fields"], job.fds)
     servers = [_server(job, line, ring, backing) for line, ring in zip(job.lines, device["rings"], strict=True)]
     serve_in_threads(job, control, servers)
+
+
+def _is_alone() -> bool:
+    """Tell whether there is one processor for guest and disk, so that either waits while the other works."""
+    return len(os.sched_getaffinity(0)) == 1
 
 
 def adopt(kind: str, fields: Mapping[str, Any], fds: Sequence[int]) -> Backing:
@@ -51,5 +59,6 @@ def _server(job: Job, line: Line, offsets: Sequence[int], backing: Backing) -> C
         notify()
     queue = BlockQueue(ring, GrantedPages(line.grants, persistent=job.device["kept"]), backing, notify)
 
+    queue.together = _is_alone()
     queue.grown = backing.refresh  # the VMM, which has told the guest of a new size, has no need to tell us
     return queue.serve
