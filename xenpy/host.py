@@ -285,9 +285,10 @@ class Host:
         self, config: DomainConfig, sink: Callable[[bytes], int], options: DeviceOptions, domid: int,
         make: Callable[[], Domain], saved: GuestState | None = None,
     ) -> Guest:  # fmt: skip
+        from xenpy.config.model import GuestType
         from xenpy.hypercalls import dispatch
 
-        dispatch.load()
+        dispatch.load(pv=config.type is GuestType.PV)
         devices = Devices(self, domid, options)
         try:
             devices.open(config)

@@ -9,7 +9,6 @@ from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
 from xenpy.domain.debugging import INT3, OUT_DX, Trap
 from xenpy.domain.hvm_context import StartState, load
-from xenpy.domain.saved import PvhVcpuState
 from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
 from xenpy.domain.vcpu import HYPERCALL_PORT, Vcpu
 from xenpy.errors import Errno, XenError
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from xenpy.domain.debugging import Debugger
     from xenpy.domain.pvh import PvhDomain
+    from xenpy.domain.saved import PvhVcpuState
 
 PIT_PORT: Final = 0x42
 """Reads as 0, not as all ones like other ports that nothing answers: Linux waits for this counter to run down, and gives up at once when
@@ -75,6 +75,8 @@ class PvhVcpu(Vcpu):
 
     def state(self) -> PvhVcpuState:
         """Return what is not in KVM, of a vCPU that stands still."""
+        from xenpy.domain.saved import PvhVcpuState
+
         return PvhVcpuState(self.upcalls.vector, self.upcalls.unsettled, self.time_area, self._initial)
 
     def restore(self, state: PvhVcpuState) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from fractions import Fraction
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +40,8 @@ def scale_of(tsc_khz: int, rate: float) -> tuple[int, int]:
     """Return tsc_to_system_mul and tsc_shift for a TSC of that frequency and a clock of that rate."""
     if not rate:
         return _STOPPED
+    from fractions import Fraction
+
     scale = Fraction(rate) * _NS_PER_KHZ / tsc_khz
     shift = 0
     while scale >= 1:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 Handler = Callable[..., "int | None"]
 
 _MODULES: Final = (
-    "callback", "console_io", "descriptors", "event_channel", "grant_table", "hvm", "memory", "memory_exchange", "mmu_update",
-    "mmuext", "multicall", "physdev", "sched", "traps", "vcpu", "version", "vm_assist",
+    "callback", "console_io", "event_channel", "grant_table", "hvm", "memory", "memory_exchange", "multicall", "physdev", "sched", "vcpu",
+    "version", "vm_assist",
 )  # fmt: skip
+_PV_MODULES: Final = ("descriptors", "mmu_update", "mmuext", "traps")
+"""What no PVH kernel asks for, as a rule: imported when one does."""
 
 HYPERCALLS: Final[dict[int, Callable[[Call], int | None]]] = {}
 """Number -> what carries the hypercall out; filled by the modules of this package when they are imported."""
@@ -117,9 +119,9 @@ class ArrayHypercall(Hypercall):
         return 0
 
 
-def load() -> None:
-    """Import every hypercall module, so that `HYPERCALLS` is complete."""
-    for name in _MODULES:
+def load(*, pv: bool = True) -> None:
+    """Import every hypercall module, so that `HYPERCALLS` is complete, or, without `pv`, as complete as a PVH guest's start wants it."""
+    for name in (*_MODULES, *(_PV_MODULES if pv else ())):
         import_module(f"xenpy.hypercalls.{name}")
 
 
@@ -129,6 +131,9 @@ def carry_out(call: Call) -> int:
     Only XenError is expected: anything else is a bug of ours, which the domain reports and survives.
     """
     function = HYPERCALLS.get(call.nr)
+    if function is None:
+        load()
+        function = HYPERCALLS.get(call.nr)
     if function is None:
         call.domain.log(f"hypercall.{call.nr}", f"hypercall {call.nr} is not implemented, answered -ENOSYS")
         return -Errno.ENOSYS

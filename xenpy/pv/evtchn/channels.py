@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.event_channel import EVTCHN_FIFO_LINK_BITS, EVTCHN_FIFO_PRIORITY_DEFAULT
 from xenpy.errors import Errno, XenError
-from xenpy.pv.evtchn.fifo import Fifo
 from xenpy.pv.evtchn.table import PortTable
 from xenpy.pv.evtchn.two_level import TwoLevel
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.memory import GuestMemory
+    from xenpy.pv.evtchn.fifo import Fifo
     from xenpy.pv.evtchn.port import ChannelsState
     from xenpy.pv.shared_info import SharedInfo
 
@@ -92,6 +92,8 @@ class EventChannels(PortTable):
         return EVTCHN_FIFO_LINK_BITS
 
     def _new_fifo(self) -> Fifo:
+        from xenpy.pv.evtchn.fifo import Fifo  # many guests never ask for it
+
         return Fifo(self._memory, self._nr_vcpus, self._mark_upcall, self._wake_poller)
 
     def expand_array(self, gfn: int) -> None:

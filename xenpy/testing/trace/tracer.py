@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from xenpy import log
 from xenpy.abi.event_channel import EVTCHNSTAT
 from xenpy.errors import Errno, XenError
-from xenpy.hypercalls.dispatch import carry_out
+from xenpy.hypercalls.dispatch import carry_out, load
 from xenpy.pv.gnttab import GrantError
 from xenpy.pv.xenstore import Connection
 from xenpy.testing.interpose import interpose
@@ -128,6 +128,7 @@ class Tracer:
     # -- hypercalls ---------------------------------------------------------------------------------------------------
 
     def _listen_to_hypercalls(self) -> None:
+        load()  # for their names
         self._undo.append(interpose(self._domain, "dispatch", self._take_place, outer=True))
 
     def _take_place(self, before: Callable[[Call], int]) -> Callable[[Call], int]:
