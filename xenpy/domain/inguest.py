@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 IN_GUEST: Final = (
     "mmu_update", "mmuext_op", "multicall", "stack_switch", "set_segment_base", "xen_version.version", "vcpu_op.is_up", "iret",
-    "update_va_mapping",
+    "update_va_mapping", "event_channel_op.send",
 )  # fmt: skip
 """The hypercalls that in-guest code may carry out."""
 _PATIENCE_S: Final = 1.0

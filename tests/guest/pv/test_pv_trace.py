@@ -54,3 +54,12 @@ def test_nothing_is_missed(pv_runs: PvRuns, pv_mode: str, kernel: str) -> None:
     assert list(steps(free)) == list(steps(forbidden))
     times = [record.time_ns for record in free if record.in_guest]
     assert times == sorted(times)
+
+
+def test_events_of_the_console_are_not_late_while_somebody_listens(pv_runs: PvRuns) -> None:
+    """There are 500 in pieces, and 50 before the port is closed."""
+    records = traced(pv_runs, "events", "syscall", forbid=False)
+    (port,) = {record.args["port"] for record in records if record.name == "event_channel_op.close"}
+    sent = [record for record in records if record.name == "event_channel_op.send" and record.args["port"] == port]
+    assert len(sent) >= 550
+    assert not any(record.in_guest for record in sent)
