@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from builder_images import Load, elf
+from builder_images import Load, elf, note
 from pv_rig import KERNEL_AT, MIB, VIRT_BASE, build, check, pv_elf, pv_notes
 
+from xenpy.abi.elfnote import XEN_ELFNOTE
 from xenpy.errors import ConfigError
 from xenpy.memory import PAGE_SIZE, GuestMemory
 
@@ -40,7 +41,7 @@ def refused(memory: GuestMemory, reason: str, data: bytes, size: int = 32 * MIB,
     ("data", "reason"),
     [
         (elf([Load(KERNEL_AT)]), "kernel: not a 64-bit PV kernel: it has no Xen ELF notes"),
-        (elf([Load(KERNEL_AT)], pv_notes(), bits=32, machine=3), "kernel: not a 64-bit PV kernel: it is a 32-bit one"),
+        (elf([Load(KERNEL_AT)], pv_notes(), bits=32, machine=3), "it is a 32-bit one, and those are not supported; its 64-bit build would"),
         (elf([], pv_notes()), "kernel: no segment to load"),
         (pv_elf(ENTRY=BEYOND), rf"kernel: its entry point {BEYOND:#x} .*\[0xffffffff80200000, 0xffffffff80204000\)"),
         (pv_elf(ENTRY=VIRT_BASE), "its entry point"),
@@ -75,6 +76,14 @@ def refused(memory: GuestMemory, reason: str, data: bytes, size: int = 32 * MIB,
 def test_kernels(memory: GuestMemory, data: bytes, reason: str) -> None:
     refused(memory, reason, data)
     assert memory.regions == (), "no memory was added for it"
+
+
+def test_a_32_bit_kernel_is_named_as_one_although_its_last_note_is_cut_short(memory: GuestMemory) -> None:
+    """As that of GRUB's image is."""
+    cut = pv_notes() + note(XEN_ELFNOTE.PAE_MODE, b"yes,bimodal\0")[:-8]
+    refused(memory, "it is a 32-bit one", elf([Load(KERNEL_AT)], cut, bits=32, machine=3))
+    with pytest.raises(ConfigError, match="truncated"):
+        build(memory, Path("kernel"), elf([Load(KERNEL_AT)], cut))
 
 
 def test_features_depend_on_what_is_offered(memory: GuestMemory) -> None:
