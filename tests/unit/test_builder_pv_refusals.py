@@ -41,7 +41,10 @@ def refused(memory: GuestMemory, reason: str, data: bytes, size: int = 32 * MIB,
     ("data", "reason"),
     [
         (elf([Load(KERNEL_AT)]), "kernel: not a 64-bit PV kernel: it has no Xen ELF notes"),
-        (elf([Load(KERNEL_AT)], pv_notes(), bits=32, machine=3), "it is a 32-bit one, and those are not supported; its 64-bit build would"),
+        (
+            elf([Load(KERNEL_AT)], pv_notes(), bits=32, machine=3),
+            "it is a 32-bit one, and those are not supported; its 64-bit build would",
+        ),
         (elf([], pv_notes()), "kernel: no segment to load"),
         (pv_elf(ENTRY=BEYOND), rf"kernel: its entry point {BEYOND:#x} .*\[0xffffffff80200000, 0xffffffff80204000\)"),
         (pv_elf(ENTRY=VIRT_BASE), "its entry point"),

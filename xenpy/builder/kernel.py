@@ -60,7 +60,9 @@ class KernelImage:
         if not notes.source:
             return f"{wrong}it has no Xen ELF notes{hint}"
         if self.elf.elf_class != ELFCLASS64:
-            return f"{wrong}it is a 32-bit one, and those are not supported{hint or '; its 64-bit build would be right'}"
+            return (
+                f"{wrong}it is a 32-bit one, and those are not supported{hint or '; its 64-bit build would be right'}"
+            )
         if notes.loader != "generic" and notes.guest_os != "linux":
             return f'{wrong}neither XEN_ELFNOTE_LOADER is "generic" nor XEN_ELFNOTE_GUEST_OS is "linux"{hint}'
         if notes.xen_version != _XEN_VERSION:

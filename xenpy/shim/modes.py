@@ -54,6 +54,7 @@ _IRET: Final = 23
 _MOV_EAX_ES: Final = b"\x8c\xc0"
 _MOV_EAX_DS: Final = b"\x8c\xd8"
 _BP, _PF = 3, 14
+_RPL: Final = 3
 
 
 class Modes:
@@ -173,6 +174,16 @@ class Modes:
         a.cmp(eax, 3)
         a.jz("iret_to_user")
 
+        # RET loads none of these, so that others would not fault.
+        a.cmp(mem(rsp, IRET_CS), _signed16(Selector.RING3_CS64 & ~_RPL), size=2)
+        a.jnz("iret_by_us")
+        a.cmp(mem(rsp, IRET_SS), _signed16(Selector.RING3_SS), size=2)
+        a.jnz("iret_by_us")
+        a.mov(rax, mem(rsp, IRET_RIP))
+        a.sar(rax, 47)
+        a.inc(rax)
+        a.cmp(rax, 1)
+        a.ja("iret_by_us")
         self.recorder.commit()
         a.mov(rax, mem(rsp, IRET_RSP))  # to the kernel: by its own stack, below which nothing of its is
         a.mov(rcx, mem(rsp, IRET_RIP))
@@ -193,6 +204,10 @@ class Modes:
         a.movzx(eax, mem(rsp, IRET_CS), size=2)
         a.cmp(eax, self.state(State.USER_CS64))
         a.jnz("iret_to_32_bits")
+        a.movzx(eax, mem(rsp, IRET_SS), size=2)
+        a.or_(eax, _RPL)
+        a.cmp(eax, self.state(State.USER_SS))
+        a.jnz("iret_by_us")
         self.recorder.commit()
         a.mov(rax, mem(rsp, IRET_RIP))
         a.mov(self.state(State.USER_FRAME), rax)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy.domain.ending import End, Ending
 from xenpy.domain.pv.debug import RFLAGS_TF, Debugged
+from xenpy.domain.pv.returns import refusal
 from xenpy.domain.vcpu import DomainDying
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
@@ -30,6 +31,8 @@ _IRET_WORDS: Final = 9
 VGCF_in_syscall: Final = 1 << 8
 VMASST_architectural_iopl: Final = 1 << 4
 _NMI: Final = 2
+WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
+"""Vectors that come with an error code. Ref: AMD64 APM volume 2, section 8.2"""
 
 
 class Bounces(Debugged):
@@ -58,7 +61,7 @@ class Bounces(Debugged):
         regs = self.kvm.regs
         info = self.domain.shared_info.vcpu_info[self.vcpu_id]
         masked = info.upcall_mask
-        cs = Selector.RING3_CS64 & ~3 if self.in_kernel else self.cs
+        cs = self.cs & ~3 if self.in_kernel else self.cs
         stack = regs.rsp if self.in_kernel else self.kernel_sp
         rflags = regs.rflags & ~(RFLAGS_IF | _RFLAGS_IOPL)
         if self.step_from is not None and not self._own_tf:
@@ -174,16 +177,26 @@ class Bounces(Debugged):
             regs.r11, regs.rcx = r11, rcx
         regs.rax, regs.rip, regs.rsp = rax, rip, rsp
         self.cs, self.ss = cs & 0xFFFF | 3, ss & 0xFFFF | 3
-        if not self.in_kernel and self.domain.shim.code.fast is not None:
-            if self.is_code64(self.cs):
-                self._words[State.USER_CS64] = self.cs
-            else:
-                self.load_data_segments()
         self.iopl_of_frame(rflags)
         regs.rflags = rflags & ~_RFLAGS_IOPL | RFLAGS_IF
         self.nmi_masked = False
         self.domain.shared_info.vcpu_info[self.vcpu_id].upcall_mask = not rflags & RFLAGS_IF
         self._replaced = True
+        refused = refusal(self.descriptor, self.cs, self.ss, rip)
+        if refused is not None:
+            self.on_bad_iret(*refused)
+        elif not self.in_kernel and self.domain.shim.code.fast is not None:
+            if self.is_code64(self.cs):
+                self._words[State.USER_CS64], self._words[State.USER_SS] = self.cs, self.ss
+            else:
+                self.load_data_segments()
+
+    def on_bad_iret(self, vector: int, error: int) -> None:
+        """Give the guest the exception of an IRET whose frame is in the registers, as that of the instruction it was to go to.
+
+        So does Xen. Its failsafe callback is for data segments that it cannot reload when it switches vCPUs; KVM does not reload them.
+        """
+        self.raise_trap(vector, error if vector in WITH_ERROR else None)
 
     def iopl_of_frame(self, rflags: int) -> None:
         """Take the virtual IOPL from a frame, where the guest asked for that."""

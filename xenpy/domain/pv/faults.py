@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from struct import pack
 from typing import TYPE_CHECKING, Final, cast
 
 from xenpy.domain.ending import End, Ending
-from xenpy.domain.pv.bounce import Bounces
+from xenpy.domain.pv.bounce import WITH_ERROR, Bounces
 from xenpy.domain.pv.machine import GuestMachine
 from xenpy.domain.vcpu import DomainDying
 from xenpy.errors import XenError
@@ -33,7 +32,6 @@ _STALE_MAX: Final = 8
 """So often is a fault that the tables do not explain taken for one of a stale translation."""
 _DOUBLE_FAULT: Final = 8
 _NO_DEVICE: Final = 7
-_WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 _INT_N: Final = 0xCD
 _SYSENTER: Final = b"\x0f\x34"
 _SYSCALL: Final = b"\x0f\x05"
@@ -69,7 +67,7 @@ class Faults(Bounces):
             elif vector == Vector.DB:
                 registers = self.kvm.get_debugregs()
                 self.dr6 = int(registers.dr6)
-            self.raise_trap(vector, error if vector in _WITH_ERROR else None)
+            self.raise_trap(vector, error if vector in WITH_ERROR else None)
 
     def _has_strayed(self, vector: int, offset: int) -> bool:
         """Tell whether user mode has jumped into the window: to the one page that it may execute, or where it may not."""
@@ -102,16 +100,6 @@ class Faults(Bounces):
         self.within_shim = True
         return True
 
-    def on_bad_iret(self) -> None:
-        """Tell the kernel that it cannot go where it wanted to: CS, SS, RIP and the rest of the frame are in the registers."""
-        callback = self.callbacks.get(CALLBACKTYPE.failsafe)
-        if callback is None:
-            self.domain.end(Ending(End.CRASH, "IRET fails and the kernel has no failsafe callback"))
-            raise DomainDying
-        sregs = self.kvm.sregs
-        selectors = pack("<4Q", *(getattr(sregs, name).selector for name in ("ds", "es", "fs", "gs")))
-        self.bounce(callback.gva, masks_events=callback.masks_events, extra=selectors)
-
     def _finish(self, outcome: Outcome | GuestFault, vector: int, error: int | None) -> None:
         """Give the guest what emulation left: nothing, another exception, or the one that it was."""
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
@@ -120,7 +108,7 @@ class Faults(Bounces):
         if isinstance(outcome, GuestFault):
             if outcome.vector == Vector.PF:
                 self.domain.shared_info.vcpu_info[self.vcpu_id].cr2 = outcome.cr2
-            vector, error = outcome.vector, outcome.error_code if outcome.vector in _WITH_ERROR else None
+            vector, error = outcome.vector, outcome.error_code if outcome.vector in WITH_ERROR else None
         self.raise_trap(vector, error)
 
     # -- page faults --------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class PvState(Vcpu):
         self._words = self.window.state
         super().__init__(domain, vcpu_id, kvm_id, sync)
         self._words[State.CPUID_COUNT] = self._words[State.NO_LEAF_COUNT] = 0
-        self._words[State.USER_CS64] = Selector.RING3_CS64
+        self._words[State.USER_CS64], self._words[State.USER_SS] = Selector.RING3_CS64, Selector.RING3_SS
         self.cs: int = Selector.RING3_CS64
         self.ss: int = Selector.RING3_SS
         self.traps: list[Trap | None] = [None] * 256
@@ -321,14 +321,18 @@ class PvState(Vcpu):
         tables = self.domain.mmu.tables_of(self.vcpu_id)
         frames = tables.ldt if selector & 4 else tables.gdt
         page = index // _ENTRIES_PER_PAGE
-        if selector < 4 or page >= len(frames) or not frames[page]:
+        if page == GDT_GUEST_PAGES and not selector & 4:
+            gpa = self.window.gpa(Page.GDT + page)  # Xen's own
+        elif selector < 4 or page >= len(frames) or not frames[page]:
             return 0
-        return int(self.domain.memory.u64[(frames[page] << PAGE_SHIFT - 3) + index % _ENTRIES_PER_PAGE])
+        else:
+            gpa = frames[page] << PAGE_SHIFT
+        return int(self.domain.memory.u64[(gpa >> 3) + index % _ENTRIES_PER_PAGE])
 
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         """Load the guest's part of the GDT."""
         del entries  # what is beyond them is in none of the frames
-        self._words[State.USER_CS64] = Selector.RING3_CS64
+        self._words[State.USER_CS64], self._words[State.USER_SS] = Selector.RING3_CS64, Selector.RING3_SS
         self._show(Page.GDT, GDT_GUEST_PAGES, mfns)
 
     def set_ldt(self, gva: int, entries: int) -> None:

@@ -13,6 +13,7 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from xenpy.domain.ending import End, Ending
+from xenpy.domain.pv.bounce import WITH_ERROR
 from xenpy.domain.pv.context import Contexts
 from xenpy.domain.pv.faults import Faults
 from xenpy.domain.pv.late import LATEST_NS, LateEvents
@@ -41,16 +42,13 @@ _RING0_RFLAGS: Final = 2
 _RFLAGS_FIXED: Final = 1 << 1 | 1 << 9
 _RFLAGS_CLEAR: Final = 3 << 12 | 1 << 14 | 1 << 17 | 1 << 19 | 1 << 20
 """IOPL, NT, VM, VIF, VIP."""
-_ERROR_CODES: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
-"""Vectors that come with one. Ref: AMD64 APM volume 2, section 8.2"""
 _KICKED: Final = frozenset({-errno.EINTR, -errno.EAGAIN, int(Exit.INTR)})
 _TICK_EXITS: Final = 4
 """A timer costs about so many exits like the one by a kick: the kick itself, the guest's setting the next one, its looking for events."""
 _FRAME_WORDS: Final = 5
 _DEBUG_FRAME: Final = DEBUG_STACK_SIZE // 8 - _FRAME_WORDS
 """Where that of #DB begins, if it has a stack of its own."""
-_NOT_PRESENT, _STACK_FAULT = 11, 12
-_BAD_VALUE: Final = frozenset({_NOT_PRESENT, _STACK_FAULT, Vector.GP, Vector.PF})
+_BAD_VALUE: Final = frozenset({Vector.NP, Vector.SS, Vector.GP, Vector.PF})
 """What the guest's pointers and selectors may raise."""
 _CALL_SIZE: Final = 4
 """The bytes that in-guest code writes to a port to call us; it writes one to the port that is an exception's number."""
@@ -334,13 +332,13 @@ class PvVcpu(Faults, Contexts):
         """Put the registers of ring 3 back, and deal with the exception that ended it."""
         regs, stack = self.kvm.regs, self.window.stack
         error = 0
-        if vector in _ERROR_CODES:
+        if vector in WITH_ERROR:
             error = stack[_FRAME - 1]
         elif vector == Vector.DB and not self.domain.shim.ring3_entry:
             self._take_debug_frame()
             return
         rip, cs = stack[_FRAME], stack[_FRAME + 1]
-        if regs.rsp != self.window.stack_top - 40 - 8 * (vector in _ERROR_CODES) or cs & 3 != 3:
+        if regs.rsp != self.window.stack_top - 40 - 8 * (vector in WITH_ERROR) or cs & 3 != 3:
             self._nested(vector)
             return
         self.cs = cs
@@ -369,15 +367,18 @@ class PvVcpu(Faults, Contexts):
     def _nested(self, vector: int) -> None:
         """Deal with an exception in ring 0: of IRETQ, whose frame the guest chose, or at a pointer of its; any other is a bug of ours."""
         regs, memory = self.kvm.regs, self.domain.memory
-        errors = vector in _ERROR_CODES
+        errors = vector in WITH_ERROR
         offset = int(regs.rsp) - self.window.page_va(Page.STACK)
         words: list[int] = []
+        error = 0
         if 0 <= offset <= PAGE_SIZE - 48:
-            words = memory.view(self.window.gpa(Page.STACK), PAGE_SIZE).cast("Q")[offset // 8 + errors :].tolist()
+            words = memory.view(self.window.gpa(Page.STACK), PAGE_SIZE).cast("Q")[offset // 8 :].tolist()
         else:
             offset = int(regs.rsp) - self.window.page_va(Page.STATE)
             if 0 <= offset <= PAGE_SIZE - 48:
-                words = self.window.state[offset // 8 + errors :].tolist()
+                words = self.window.state[offset // 8 :].tolist()
+        if errors and words:
+            error = words.pop(0)
         fast, fast0 = self.domain.shim.code.fast, self.domain.shim.code.fast0
         frame = self.window.stack[_FRAME:].tolist() if words else []
         if words and fast0 is not None and vector in _BAD_VALUE:
@@ -398,7 +399,7 @@ class PvVcpu(Faults, Contexts):
             raise DomainDying
         regs.rip, self.cs, regs.rflags, regs.rsp, self.ss = frame
         self.kvm.run.kvm_dirty_regs |= Sync.REGS
-        self.on_bad_iret()
+        self.on_bad_iret(vector, error)
 
     def _is_iretq(self, offset: int) -> bool:
         """Tell whether an instruction of the window may be IRETQ with a frame that the guest chose."""

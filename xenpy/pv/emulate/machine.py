@@ -14,10 +14,12 @@ MAX_INSTRUCTION: Final = 15
 
 
 class Vector(IntEnum):
-    """Exceptions that emulation raises. Ref: APM, volume 2, 8.2"""
+    """Exceptions that emulation raises, of instructions or of IRET. Ref: APM, volume 2, 8.2"""
 
     DB = 1
     UD = 6
+    NP = 11
+    SS = 12
     GP = 13
     PF = 14
 
