@@ -2,29 +2,95 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from xenpy.errors import Errno, XenError
+from xenpy.errors import XenError
+from xenpy.pv.shared_info import TIME_OFFSET, VCPU_INFO_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from xenpy.domain.vcpu import Vcpu
 
+TIME_PERIOD_NS: Final = 1_000_000_000
+"""A guest that runs for so long is made to stop, and its second clock brought up to date, as by Xen."""
+TIME_SOON_NS: Final = 1_000_000
+"""Likewise, where the first clock is about to change."""
+_NO_PHYSICAL: Final = (1 << 64) - 1
+"""Ref: xen/include/public/vcpu.h of Xen 4.19, VCPUOP_register_vcpu_time_phys_area"""
+_VERSION_SIZE: Final = 4
+_TRIES: Final = 16
 
-def _area(vcpu: Vcpu, address: int, *, physical: bool) -> int:
-    gpa = address if physical else vcpu.translate(address, write=True)
-    vcpu.domain.memory.check(gpa, 1)
-    return gpa
+
+class Area(NamedTuple):
+    """Where a structure is to be: a guest-physical address, or one by the tables that the vCPU's kernel has when it is written."""
+
+    address: int
+    physical: bool
+
+    def write(self, vcpu: Vcpu, data: bytes, offset: int = 0) -> None:
+        """Write part of the structure. Under the host's lock. Raises XenError where no memory is that the guest may write to."""
+        done = 0
+        for gpa, size in vcpu.area_pieces(self.address + offset, len(data), physical=self.physical):
+            vcpu.domain.memory.write(gpa, data[done : done + size])
+            done += size
+
+
+def pages(address: int, size: int, page: int) -> Iterator[tuple[int, int]]:
+    """Yield the (address, size) of what a range has of each page."""
+    end = address + size
+    while address < end:
+        step = min(end - address, page - address % page)
+        yield address, step
+        address += step
+
+
+def _area(vcpu: Vcpu, address: int, *, physical: bool) -> Area | None:
+    """Return the area at an address, None for that which says that there is none any more. Raises XenError(EFAULT)."""
+    if address == (_NO_PHYSICAL if physical else 0):
+        return None
+    return vcpu.area_at(address, physical=physical)
 
 
 def register_runstate(vcpu: Vcpu, address: int, *, physical: bool) -> None:
     """Keep struct vcpu_runstate_info current at a guest address. Raises XenError(EFAULT)."""
-    wide = vcpu.domain.shared_info.layout.word_bits == 64
-    vcpu.account.publish_at(vcpu.domain.memory, _area(vcpu, address, physical=physical), wide=wide)
+    vcpu.account.wide = vcpu.domain.shared_info.layout.word_bits == 64
+    vcpu.account.area = _area(vcpu, address, physical=physical)
+    vcpu.account.publish(vcpu, now=True)
 
 
 def register_time(vcpu: Vcpu, address: int, *, physical: bool) -> None:
-    """Keep a second vcpu_time_info current, where the kernel can do that. Raises XenError: ENOSYS where it cannot, EFAULT."""
-    if not vcpu.domain.kvm_xen:
-        raise XenError(Errno.ENOSYS, "KVM keeps only one clock a vCPU here")
+    """Keep a second vcpu_time_info current at a guest address. Raises XenError(EFAULT)."""
     vcpu.time_area = _area(vcpu, address, physical=physical)
-    vcpu.domain.timekeeper.place(vcpu)
+    if vcpu.domain.kvm_xen:
+        vcpu.domain.timekeeper.place(vcpu)
+        return
+    vcpu.time_published = b""
+    publish_time(vcpu)
+    vcpu.request(vcpu.rearm)
+
+
+def publish_time(vcpu: Vcpu) -> None:
+    """Bring the guest's second vcpu_time_info up to date if the first has changed. Under the host's lock.
+
+    Processes read it, on other vCPUs too: so its version is odd while it changes.
+    """
+    if vcpu.time_area is None or vcpu.domain.timekeeper.kvm_copies:
+        return
+    view = vcpu.domain.shared_info.vcpu_info[vcpu.vcpu_id].view[TIME_OFFSET:VCPU_INFO_SIZE]
+    for _ in range(_TRIES):  # KVM may be writing to it while this is the hypercall of another vCPU
+        data = bytes(view)
+        if not data[0] & 1 and data[:_VERSION_SIZE] == view[:_VERSION_SIZE]:
+            break
+    else:
+        return
+    if data == vcpu.time_published or not any(data[:_VERSION_SIZE]):
+        return
+    changing = (int.from_bytes(data[:_VERSION_SIZE], "little") - 1 & 0xFFFF_FFFF).to_bytes(_VERSION_SIZE, "little")
+    vcpu.time_published = changing
+    with suppress(XenError):  # the page is not there now: Xen, too, tries again next time
+        vcpu.time_area.write(vcpu, changing)
+        vcpu.time_area.write(vcpu, data[_VERSION_SIZE:], _VERSION_SIZE)
+        vcpu.time_area.write(vcpu, data[:_VERSION_SIZE])
+        vcpu.time_published = data

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.vcpu import RUNSTATE, XEN_RUNSTATE_UPDATE
+from xenpy.domain.areas import Area
 from xenpy.errors import XenError
 
 if TYPE_CHECKING:
-    from xenpy.memory import GuestMemory
+    from xenpy.domain.vcpu import Vcpu
     from xenpy.pv.time import SystemClock
 
 Runstate = tuple[int, int, tuple[int, int, int, int]]
@@ -30,8 +32,6 @@ _COST_RATIO: Final = 64
 """Nor more often than once in so many times what it takes, which is long on a slow host."""
 _PERIOD_MAX_NS: Final = 1_000_000_000
 _SCHEDSTAT_SIZE: Final = 128
-_SIZE_64: Final = 48
-_SIZE_32: Final = 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class RunstateState:
     used: tuple[int, int]
     offline_since: int | None
     offline_ns: int
-    gpa: int | None
+    area: tuple[int, bool] | None
     wide: bool
     update_flag: bool
 
@@ -61,7 +61,9 @@ class ThreadRunstate:
         self._offline_ns = 0
         self._cpu_clock: int | None = None
         self._schedstat = ""
-        self._area: tuple[GuestMemory, int, bool] | None = None
+        self.area: Area | None = None
+        """Where the guest wants a copy, in the layout of a `wide` one of 64 bits or not."""
+        self.wide = True
         self._next = 0
         self.update_flag = False
 
@@ -97,17 +99,16 @@ class ThreadRunstate:
 
     def state(self) -> RunstateState:
         """Return the account as plain data."""
-        _, gpa, wide = self._area or (None, None, False)
+        area = None if self.area is None else (self.area.address, self.area.physical)
         return RunstateState(
-            self._started, self._used(), self._offline_since, self._offline_ns, gpa, wide, self.update_flag
+            self._started, self._used(), self._offline_since, self._offline_ns, area, self.wide, self.update_flag
         )
 
-    def restore(self, state: RunstateState, memory: GuestMemory) -> None:
+    def restore(self, state: RunstateState) -> None:
         """Go on with an account of the same system time; another thread will carry the vCPU."""
         self._started, self._before, self.update_flag = state.started, state.used, state.update_flag
         self._offline_since, self._offline_ns = state.offline_since, state.offline_ns
-        if state.gpa is not None:
-            self._area = memory, state.gpa, state.wide
+        self.area, self.wide = None if state.area is None else Area(*state.area), state.wide
 
     def _used(self) -> tuple[int, int]:
         """Return how long the thread has run and waited, in system time."""
@@ -141,33 +142,23 @@ class ThreadRunstate:
         finally:
             os.close(fd)
 
-    def publish_at(self, memory: GuestMemory, gpa: int, *, wide: bool) -> None:
-        """Keep the structure at `gpa` current. Raises XenError(EFAULT)."""
-        memory.check(gpa, _SIZE_64 if wide else _SIZE_32)
-        self._area = (memory, gpa, wide)
-        self._next = 0
-        self.publish()
-
     def publication_at(self) -> int | None:
         """Return the system time at which the guest's copy wants to be brought up to date, None if there is none."""
-        return None if self._area is None else self._next + _QUIET_PERIOD_NS
+        return None if self.area is None else self._next + _QUIET_PERIOD_NS
 
-    def publish(self) -> None:
-        """Bring the guest's copy up to date if it is due."""
-        if self._area is None:
+    def publish(self, vcpu: Vcpu, *, now: bool = False) -> None:
+        """Bring the guest's copy up to date if it is due, or `now`. Under the host's lock."""
+        if self.area is None:
             return
-        now = self._clock.now()
-        if now < self._next:
+        started = self._clock.now()
+        if started < self._next and not now:
             return
-        memory, gpa, wide = self._area
         state, entered, times = self.read()
         flag = XEN_RUNSTATE_UPDATE if self.update_flag else 0
-        layout = "<i4x5Q" if wide else "<i5Q"
-        try:
+        layout = "<i4x5Q" if self.wide else "<i5Q"
+        with suppress(XenError):  # it is not there now
             if flag:
-                memory.write(gpa, pack(layout, state, entered | flag, *times))
-            memory.write(gpa, pack(layout, state, entered, *times))
-        except XenError:
-            self._area = None  # the guest gave the page away
+                self.area.write(vcpu, pack(layout, state, entered | flag, *times))
+            self.area.write(vcpu, pack(layout, state, entered, *times))
         done = self._clock.now()
-        self._next = done + min(max(_PERIOD_NS, _COST_RATIO * (done - now)), _PERIOD_MAX_NS)
+        self._next = done + min(max(_PERIOD_NS, _COST_RATIO * (done - started)), _PERIOD_MAX_NS)

@@ -44,6 +44,8 @@ class PvVcpuState:
     dr6: int
     dr7: int
     tsc_aux: int
+    time_area: tuple[int, bool] | None
+    """The second vcpu_time_info, as `Area`."""
 
 
 @plain
@@ -53,7 +55,7 @@ class PvhVcpuState:
 
     upcall_vector: int
     upcall_unsettled: bool
-    time_area: int | None
+    time_area: tuple[int, bool] | None
     initial: StartState | None
 
 
@@ -188,7 +190,7 @@ def load_vcpu(vcpu: Vcpu, state: VcpuState, resume: Resume) -> None:
     vcpu.iopl, vcpu.io_bitmap = state.iopl, state.io_bitmap
     vcpu._started, vcpu._up = state.started, state.up
     vcpu.timers.restore(state.timers)
-    vcpu.account.restore(state.runstate, vcpu.domain.memory)
+    vcpu.account.restore(state.runstate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ Ref: xen/include/public/xen.h, struct vcpu_time_info
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from xenpy.errors import HostError, XenError
+from xenpy.domain.areas import publish_time
+from xenpy.errors import HostError
 from xenpy.kvm.constants import KVM_INVALID_GPA, MSR_KVM_SYSTEM_TIME_NEW, XenVcpuAttr
 from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, TIME_OFFSET, VCPU_INFO_SIZE
 
@@ -58,6 +58,13 @@ class Timekeeper:
         self._domain = domain
         self.own = False
         """Whether vcpu_time_info is ours to write, not KVM's."""
+        self._second: dict[int, int] = {}
+        """By vCPU: where KVM keeps a second copy."""
+
+    @property
+    def kvm_copies(self) -> bool:
+        """Whether KVM keeps a vCPU's second vcpu_time_info as well as the first."""
+        return self._domain.kvm_xen and not self.own
 
     def change(self, action: Callable[[SystemClock], None]) -> None:
         """Change the clock, and all that goes by it. While no vCPU runs, the host's lock being held only if all sleep. Raises HostError."""
@@ -79,6 +86,7 @@ class Timekeeper:
                 domain.kernel_events.clock_changed()
             domain.watchdogs.clock_changed()
             for vcpu in domain.vcpus:
+                vcpu.time_published = b""
                 vcpu.clock_changed()
 
     def place(self, vcpu: Vcpu) -> None:
@@ -89,10 +97,13 @@ class Timekeeper:
         """Do so while the vCPU does not run."""
         gpa, by_kvm = vcpu_info_gpa(vcpu), not self.own
         if self._domain.kvm_xen:
-            areas = (XenVcpuAttr.VCPU_INFO, gpa), (XenVcpuAttr.VCPU_TIME_INFO, vcpu.time_area)
-            for attribute, place in areas:
-                if place is not None:
-                    vcpu.kvm.xen_set_attr(attribute, gpa=place if by_kvm else KVM_INVALID_GPA)
+            if gpa is not None:
+                vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_INFO, gpa=gpa if by_kvm else KVM_INVALID_GPA)
+            area = vcpu.time_area
+            second = area.address if area is not None and by_kvm else KVM_INVALID_GPA
+            if second != self._second.get(vcpu.vcpu_id, KVM_INVALID_GPA):
+                self._second[vcpu.vcpu_id] = second
+                vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_TIME_INFO, gpa=second)
         elif gpa is not None:
             # KVM's own pvclock has vcpu_time_info's layout.
             vcpu.kvm.set_msrs({MSR_KVM_SYSTEM_TIME_NEW: gpa + TIME_OFFSET | 1 if by_kvm else 0})
@@ -107,9 +118,7 @@ class Timekeeper:
         mul, shift = scale_of(vcpu.kvm.tsc_khz(), self._domain.clock.rate)
         data = _TIME_INFO.pack((version + 2) & 0xFFFF_FFFE, 0, tsc, max(0, now), mul, shift, 0)
         view[:] = data
-        if vcpu.time_area is not None:
-            with suppress(XenError):  # the guest gave the page away
-                self._domain.memory.write(vcpu.time_area, data)
+        publish_time(vcpu)
 
     def _sample(self, vcpu: Vcpu) -> tuple[int, int]:
         """Return a vCPU's TSC and the system time of the same moment: of several tries that which took least."""

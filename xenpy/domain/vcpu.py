@@ -53,8 +53,10 @@ class Vcpu(Waiting):
         """Whether the thread is kept from running; set by itself."""
         self.caught: int | None = None
         """The address of a watchpoint whose change this vCPU has seen, until it stops for it."""
-        self.time_area: int | None = None
-        """The gpa of the second vcpu_time_info that the guest has registered."""
+        self.time_area: areas.Area | None = None
+        """Where the guest has registered a second vcpu_time_info."""
+        self.time_published = b""
+        """What has been written there; empty while KVM may be going to change the first at the next entry."""
         self._requests: deque[Callable[[], None]] = deque()
         self._started = self._up = vcpu_id == 0
         self.account.set_online(self._up)
@@ -231,7 +233,8 @@ class Vcpu(Waiting):
                 # The guest's setting the next timer costs about as much again.
                 self._timer_cost_ns = 2 * (time.monotonic_ns() - started)
             self.rearm()
-            self.account.publish()
+            self.account.publish(self)
+            areas.publish_time(self)
         self.settle()
 
     def rearm(self) -> None:
@@ -251,6 +254,9 @@ class Vcpu(Waiting):
         now = time.monotonic_ns()  # the clock by which the kick comes: it is never early
         if self.retry_at is not None:
             delay = self.retry_at - now if delay is None else min(delay, self.retry_at - now)
+        if self.time_area is not None and not self.domain.kvm_xen:
+            period = areas.TIME_PERIOD_NS if self.time_published else areas.TIME_SOON_NS
+            delay = period if delay is None else min(delay, period)
         if delay is None:
             return
         delay = min(max(self._timer_cost_ns, delay), LONGEST_DELAY_NS)
@@ -316,8 +322,19 @@ class Vcpu(Waiting):
         areas.register_runstate(self, address, physical=physical)
 
     def register_time(self, address: int, *, physical: bool) -> None:
-        """Keep a second vcpu_time_info current at a guest address. Raises XenError: ENOSYS, EFAULT."""
+        """Keep a second vcpu_time_info current at a guest address. Raises XenError(EFAULT)."""
         areas.register_time(self, address, physical=physical)
+
+    def area_at(self, address: int, *, physical: bool) -> areas.Area:
+        """Return an area that the guest registers: by its gpa, whatever its address was. Raises XenError(EFAULT)."""
+        gpa = address if physical else self.translate(address, write=True)
+        self.domain.memory.check(gpa, 1)
+        return areas.Area(gpa, physical=True)
+
+    def area_pieces(self, address: int, size: int, *, physical: bool) -> list[tuple[int, int]]:
+        """Return the (gpa, size) of what an area consists of. Raises XenError where it may not be written to."""
+        del physical  # see `area_at`
+        return [(address, size)]
 
     def runstate(self) -> Runstate:
         """Return the vCPU's account."""

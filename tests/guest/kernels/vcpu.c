@@ -127,6 +127,17 @@ TEST(runstate_area_by_physical_address)
     check_runstate_area(14 /* VCPUOP_register_runstate_phys_area, of Xen 4.18's header */, 256);
 }
 
+TEST(second_clock)
+{
+    volatile struct vcpu_time_info *time = (void *)(state_page + 1024);
+    struct vcpu_register_time_memory_area area = {.addr.v = (void *)time};
+    memset(state_page, 0, PAGE_SIZE);
+    CHECK_OK(vcpu_op(VCPUOP_register_vcpu_time_memory_area, 0, &area));
+    CHECK(time->version && !(time->version & 1));
+    CHECK_EQ(time->tsc_to_system_mul, vcpu_info(0)->time.tsc_to_system_mul);
+    CHECK(time->system_time <= system_time());
+}
+
 TEST(get_physid)
 {
     struct vcpu_get_physid op;

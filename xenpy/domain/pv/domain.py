@@ -23,7 +23,7 @@ from xenpy.kvm.constants import Cap
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.emulate import Ports
 from xenpy.pv.mmu.entries import XEN_SLOTS
-from xenpy.pv.mmu.layout import FrameType, refs_of, type_name, type_of
+from xenpy.pv.mmu.layout import OWNED, FrameType, refs_of, type_name, type_of
 from xenpy.pv.mmu.mmu import Mmu
 from xenpy.pv.mmu.protocols import Mappable
 from xenpy.pv.shared_info import LEGACY_MAX_VCPUS, VCPU_INFO_SIZE
@@ -233,6 +233,11 @@ class PvDomain(Domain):
         """Raise XenError(EPERM) for a page table or a page of descriptors: what is in there is counted."""
         if type_of(self.mmu.frames.word(gpa >> PAGE_SHIFT)) not in (FrameType.NONE, FrameType.WRITABLE):
             raise XenError(Errno.EPERM, f"gpa {gpa:#x} holds a page table or descriptors")
+
+    def is_plain(self, gpa: int) -> bool:
+        """Tell whether there is memory of the guest's that is neither a page table nor descriptors."""
+        word = self.mmu.frames.word(gpa >> PAGE_SHIFT)
+        return bool(word & OWNED) and type_of(word) in (FrameType.NONE, FrameType.WRITABLE)
 
     def unsupported_hint(self) -> str:
         """Return what to add to the report of an instruction KVM cannot emulate."""

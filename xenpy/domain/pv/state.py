@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from xenpy.domain.areas import Area, pages
 from xenpy.domain.vcpu import Vcpu
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.mmu.entries import is_guest_address
 from xenpy.pv.paging import is_canonical
 from xenpy.shim.layout import ANY_SUBLEAF, CPUID_LEAVES, GDT_GUEST_PAGES, LDT_PAGES, Page, Selector, State
 
@@ -236,6 +238,24 @@ class PvState(Vcpu):
     def is_halted_for_good(self) -> bool:
         """Tell that it does not: a PV guest says when it is done."""
         return False
+
+    def area_at(self, address: int, *, physical: bool) -> Area:
+        """Return an area that the guest registers; what is there is looked up each time that it is written. Raises XenError(EFAULT)."""
+        if not physical and not is_guest_address(address):
+            raise XenError(Errno.EFAULT, f"an area at {address:#x}")
+        if physical:
+            self.area_pieces(address, 1, physical=True)
+        return Area(address, physical)
+
+    def area_pieces(self, address: int, size: int, *, physical: bool) -> list[tuple[int, int]]:
+        """Return the (gpa, size) of what an area consists of. Raises XenError(EFAULT) where it is not the guest's to write to."""
+        pieces = []
+        for start, length in pages(address, size, PAGE_SIZE):
+            gpa = start if physical else self.translate(start, write=True)
+            if physical and not self.domain.is_plain(gpa):
+                raise XenError(Errno.EFAULT, f"an area at gpa {gpa:#x}")
+            pieces.append((gpa, length))
+        return pieces
 
     # -- segments -----------------------------------------------------------------------------------------------------
 
