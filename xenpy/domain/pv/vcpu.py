@@ -381,7 +381,7 @@ class PvVcpu(Faults, Contexts):
             error = words.pop(0)
         fast, fast0 = self.domain.shim.code.fast, self.domain.shim.code.fast0
         frame = self.window.stack[_FRAME:].tolist() if words else []
-        if words and fast0 is not None and vector in _BAD_VALUE:
+        if words and fast0 is not None and vector in _BAD_VALUE and not self._is_iretq(words[0] - self.window.va):
             recovery = fast0.recovery(words[0] - self.window.va)
             if recovery is not None:
                 regs.rip, regs.rsp = self.window.va + recovery, words[3]
