@@ -48,6 +48,9 @@ GTF_accept_transfer: Final = 2
 GTF_transitive: Final = 3
 GTF_type_mask: Final = 3
 GTF_readonly: Final = 1 << 2
+GTF_transfer_committed: Final = 1 << 2
+GTF_transfer_completed: Final = 1 << 3
+"""Of an entry of type GTF_accept_transfer."""
 GTF_reading: Final = 1 << 3
 GTF_writing: Final = 1 << 4
 GTF_sub_page: Final = 1 << 8

@@ -14,7 +14,7 @@ from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.domain.ending import SHUTDOWN_ENDS, End, Ending
 from xenpy.domain.timekeeping import Timekeeper
 from xenpy.domain.watchdogs import Watchdogs
-from xenpy.errors import HostError
+from xenpy.errors import Errno, HostError, XenError
 from xenpy.framepool import FramePool
 from xenpy.hypercalls.dispatch import dispatch
 from xenpy.hypercalls.vm_assist import VMASST_TYPE_runstate_update_flag
@@ -201,6 +201,13 @@ class Domain(ABC):
     def describe_pfn(self, pfn: int) -> str:
         """Say what is behind a frame of the guest's own counting."""
         return f"gfn {pfn:#x}: {'RAM' if self.memory.is_ram(pfn) else 'no RAM'}"
+
+    def accept_page(self, gfn: int, data: bytes) -> int:
+        """Have a page that another domain gives away, at a gfn that has none; return its frame number. Raises XenError(ENOMEM)."""
+        if self.memory.ram_pages >= self.max_pages or not self.memory.populate(gfn):
+            raise XenError(Errno.ENOMEM, f"gfn {gfn:#x} cannot have another domain's page")
+        self.memory.write(gfn << PAGE_SHIFT, data)
+        return gfn
 
     def check_writable(self, gpa: int) -> None:
         """Raise XenError: EFAULT for a page that is none, EPERM for one that nobody may write past the guest's page tables."""

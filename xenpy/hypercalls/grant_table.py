@@ -7,20 +7,23 @@ Ref: xen/include/public/grant_table.h
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi import grant_table as abi
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import ArrayHypercall
+from xenpy.hypercalls.pv import mmu_of, pv_vcpu
 from xenpy.pv.gnttab import CopyEnd, GrantError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.hypercalls.call import Call
+    from xenpy.hypercalls.protocols import Domain
 
+_DOM0: Final = 0
 _SINGLE: Final = {
     abi.GNTTABOP_setup_table.number,
     abi.GNTTABOP_query_size.number,
@@ -170,6 +173,27 @@ def _copy_end(pointer: Any, *, granted: bool) -> CopyEnd:
 @grant_table_op.handles(abi.GNTTABOP_transfer)
 @_tells_status
 def transfer(call: Call, op: Any) -> None:
-    """Refuse to give a page away; bad_page tells the caller that it keeps it."""
+    """Give a page that nothing refers to away. Once it is known to be such it is gone, whatever becomes of it, as by Xen."""
     _require_pv(call)
-    raise GrantError(abi.GNTST.bad_page, f"frame {op.mfn:#x} cannot be transferred")
+    try:
+        data = mmu_of(call).reservation.steal(op.mfn)
+    except XenError as error:
+        raise GrantError(abi.GNTST.bad_page, error.reason) from None
+    pv_vcpu(call).flush_on(None, None)
+    if op.domid == _DOM0:
+        raise GrantError(abi.GNTST.general_error, "domain 0 accepts no pages")
+    try:
+        if op.domid == DOMID_SELF:
+            raise XenError(Errno.ESRCH, "DOMID_SELF is not understood here")
+        receiver = call.domain.peer(op.domid)
+    except XenError as error:
+        raise GrantError(abi.GNTST.bad_domain, error.reason) from None
+    receiver.gnttab.accept_transfer(op.ref, call.domain.domid, partial(_take_page, receiver, data))
+
+
+def _take_page(receiver: Domain, data: bytes, gfn: int) -> int:
+    """Have a page be one of a domain's, and return its frame number. Raises GrantError(general_error)."""
+    try:
+        return receiver.accept_page(gfn, data)
+    except XenError as error:
+        raise GrantError(abi.GNTST.general_error, error.reason) from None

@@ -149,6 +149,9 @@ class Domain(Protocol):
     def peer(self, domid: int) -> Domain:
         """Return another domain, or this one for DOMID_SELF. Raises XenError(ESRCH)."""
 
+    def accept_page(self, gfn: int, data: bytes) -> int:
+        """Have a page with so much data, for a gfn; return its frame number. Raises XenError(ENOMEM)."""
+
     def shutdown(self, reason: int) -> None:
         """End the domain with a SHUTDOWN_* reason."""
 

@@ -229,6 +229,16 @@ class PvDomain(Domain):
                 return f"pfn {pfn:#x}: mfn {mfn:#x}, used as {type_name(word)}, {refs_of(word)} references"
         return f"pfn {pfn:#x}: no frame"
 
+    def accept_page(self, gfn: int, data: bytes) -> int:
+        """Have a page that another domain gives away, as that of a pfn; return its mfn. Raises XenError(ENOMEM)."""
+        full = self.memory.ram_pages >= self.max_pages
+        mfn = None if full else self.mmu.reservation.allocate(0)
+        if mfn is None:
+            raise XenError(Errno.ENOMEM, "the domain has all the memory that it may have")
+        self.mmu.write_page(mfn, data)
+        self.m2p[mfn] = gfn
+        return mfn
+
     def check_writable(self, gpa: int) -> None:
         """Raise XenError(EPERM) for a page table or a page of descriptors: what is in there is counted."""
         if type_of(self.mmu.frames.word(gpa >> PAGE_SHIFT)) not in (FrameType.NONE, FrameType.WRITABLE):

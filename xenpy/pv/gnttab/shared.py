@@ -16,11 +16,14 @@ from xenpy.abi.grant_table import (
     GRANT_ENTRY_SIZE_V1,
     GRANT_ENTRY_SIZE_V2,
     GRANT_STATUS_SIZE,
+    GTF_accept_transfer,
     GTF_invalid,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
     GTF_sub_page,
+    GTF_transfer_committed,
+    GTF_transfer_completed,
     GTF_transitive,
     GTF_type_mask,
     GTF_writing,
@@ -241,6 +244,24 @@ class SharedTable:
         """Return where in the pool an entry is."""
         page, index = divmod(gref, _PER_PAGE_V1)
         return self.frames[page].offset + index * GRANT_ENTRY_SIZE_V1
+
+    def commit_transfer(self, gref: int, domid: int) -> int:
+        """Have an entry that accepts a page of a domain's be committed to one; return the gfn that it names. Raises GrantError."""
+        for _ in range(_PIN_ATTEMPTS):
+            entry = self.read(gref)
+            if (entry.flags, entry.domid) != (GTF_accept_transfer, domid):
+                raise GrantError(GNTST.general_error, f"grant {gref} accepts no page of domain {domid}")
+            header = entry.flags | entry.domid << 16
+            if atomics.cmpxchg32(self._hva(gref), header, header | GTF_transfer_committed) == header:
+                return entry.gfn
+        raise GrantError(GNTST.general_error, f"grant {gref} changes all the time")
+
+    def complete_transfer(self, gref: int, gfn: int) -> None:
+        """Tell in an entry which frame its page is, and then that it has come."""
+        frame, offset = self._locate(gref)
+        at, size = (offset + 4, 4) if self.version == 1 else (offset + 8, 8)
+        self._pool.view(frame)[at : at + size] = gfn.to_bytes(size, "little")
+        atomics.set_bit(self._hva(gref), GTF_transfer_completed.bit_length() - 1)
 
     def _hva(self, gref: int) -> int:
         frame, offset = self._locate(gref)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenpy.errors import Errno, XenError
-from xenpy.memory import PAGE_SHIFT
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.mmu.entries import ENTRIES
 from xenpy.pv.mmu.layout import OWNED, PINNED, WAS_TABLE, refs_of
 
@@ -63,6 +63,16 @@ class Reservation:
         if self._memory.release(mfn):  # or a guest that can write to the frame table has had it freed before
             self._mmu.m2p[mfn] = INVALID_M2P_ENTRY
             self._returned.append(mfn)
+
+    def steal(self, mfn: int) -> bytes:
+        """Take a frame away that the guest uses for nothing, and return what it holds. Raises XenError(EINVAL) for any other."""
+        frames = self._frames
+        word = frames.word(mfn)
+        if not word & OWNED or refs_of(word) or not frames.exchange(mfn, word, word & ~OWNED):
+            raise XenError(Errno.EINVAL, f"mfn {mfn:#x} is in use or not the guest's")
+        data = self._memory.read(mfn << PAGE_SHIFT, PAGE_SIZE)
+        self._freed(mfn)
+        return data
 
     # -- getting ------------------------------------------------------------------------------------------------------
 

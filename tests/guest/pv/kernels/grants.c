@@ -184,3 +184,37 @@ TEST(of_another_domain)
     REQUIRE(op.status == GNTST_okay); /* and remains mapped */
     CHECK_EQ(words[0], 0x1234567890);
 }
+
+static int transfer(unsigned long mfn, domid_t to, grant_ref_t ref)
+{
+    struct gnttab_transfer op = {.mfn = mfn, .domid = to, .ref = ref, .status = 99};
+    long rc = grant_table_op(GNTTABOP_transfer, &op, 1);
+    return rc ? 1000 : op.status;
+}
+
+/* To itself, for which there is no other domain needed. */
+TEST(a_page_is_transferred)
+{
+    static volatile uint64_t page[512] PAGE_ALIGNED;
+    unsigned long mfn = mfn_of(page), pfn = pfn_of(page);
+    page[7] = 0x77;
+    table[GREF].domid = self;
+    table[GREF].frame = pfn;
+    barrier();
+    table[GREF].flags = GTF_accept_transfer;
+    CHECK_EQ(transfer(mfn, self, GREF), GNTST_bad_page); /* it is mapped */
+    CHECK_EQ(table[GREF].flags, GTF_accept_transfer);
+    CHECK_EQ(transfer(NO_MFN, self, GREF), GNTST_bad_page);
+    CHECK_EQ(transfer(mfn_of((void *)xen_start->pt_base), self, GREF), GNTST_bad_page);
+    CHECK_OK(update_va(page, 0, UVMF_INVLPG | UVMF_ALL));
+    CHECK_EQ(transfer(mfn, self, GREF), GNTST_okay);
+    CHECK_EQ(table[GREF].flags, GTF_accept_transfer | GTF_transfer_committed | GTF_transfer_completed);
+    unsigned long now = table[GREF].frame;
+    CHECK_EQ(m2p[now], pfn);
+    ((unsigned long *)xen_start->mfn_list)[pfn] = now;
+    CHECK_OK(update_va(page, pte(page, PTE_RW_PAGE), UVMF_INVLPG));
+    CHECK_EQ(page[7], 0x77);
+    if (now != mfn)
+        CHECK_ERR(update_va((void *)PLACE, mfn * PAGE_SIZE | PTE_RW_PAGE, UVMF_INVLPG), XEN_EBUSY);
+    table[GREF].flags = 0;
+}
