@@ -10,13 +10,13 @@ from xenpy.pv.mmu.layout import FrameType
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xenpy.pv.mmu.mmu import Mmu
+    from xenpy.pv.mmu.held import Held
 
 
 class DescriptorTables:
     """The guest's part of one vCPU's GDT, and its LDT. `ldt` has 0 for a page that is not there."""
 
-    def __init__(self, mmu: Mmu) -> None:
+    def __init__(self, mmu: Held) -> None:
         self._mmu = mmu
         self.gdt: tuple[int, ...] = ()
         self.ldt: tuple[int, ...] = ()

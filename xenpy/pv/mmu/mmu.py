@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from xenpy.errors import Errno, XenError
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.mmu.audit import Difference, audit
-from xenpy.pv.mmu.descriptor_tables import DescriptorTables
 from xenpy.pv.mmu.descriptors import fix_descriptor
 from xenpy.pv.mmu.entries import (
     ACCESSED_DIRTY,
@@ -24,6 +23,7 @@ from xenpy.pv.mmu.entries import (
     is_guest_address,
 )
 from xenpy.pv.mmu.frames import FrameTable
+from xenpy.pv.mmu.held import Held, no_checkpoint
 from xenpy.pv.mmu.layout import OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType, is_l1, is_table, type_of
 from xenpy.pv.mmu.reservation import Reservation
 from xenpy.pv.mmu.state import MmuState
@@ -40,11 +40,7 @@ _WORD_MASK: Final = 7
 _ALL_BITS: Final = (1 << 64) - 1
 
 
-def _no_checkpoint() -> None:
-    """Go on at once."""
-
-
-class Mmu:
+class Mmu(Held):
     """Page types and page-table updates of one PV domain.
 
     `words` is the frame table of the frames from `base` on and `m2p` the machine-to-physical table, indexed by mfn; `store`, `mappable`
@@ -65,15 +61,10 @@ class Mmu:
     ) -> None:
         self.memory = memory
         self.m2p = m2p[:]
-        self.frames = FrameTable(memory, words, base, store, mappable)
-        self.types = PageTypes(self.frames, fill_hypervisor_slots)
+        frames = FrameTable(memory, words, base, store, mappable)
+        super().__init__(frames, PageTypes(frames, fill_hypervisor_slots))
         self.reservation = Reservation(self)
-        self.held: Counter[int] = Counter()
-        """How often each frame is held, as its type, by a vCPU: as a top-level table or a page of descriptors."""
         self._store = store
-        self._bases: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
-        """How often each L4 is the kernel's (True), or user mode's, on some vCPU."""
-        self._descriptor_tables: dict[int, DescriptorTables] = {}
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -84,7 +75,7 @@ class Mmu:
         """
         frames = self.frames
         self.reservation.start(owned)
-        self.types.get(pt_base_mfn, ROOT_LEVEL, _no_checkpoint)
+        self.types.get(pt_base_mfn, ROOT_LEVEL, no_checkpoint)
         frames.change(pt_base_mfn, set_=PINNED)
         for mfn, level in tables.items():
             if type_of(frames.word(mfn)) != level:
@@ -117,69 +108,6 @@ class Mmu:
         """Let go of the memory that the caller supplied, and be called no more."""
         self.frames.words.release()
         self.m2p.release()
-
-    # -- tables and descriptors in use --------------------------------------------------------------------------------
-
-    def hold(self, mfn: int, kind: int, checkpoint: Checkpoint = _no_checkpoint) -> None:
-        """Take a reference for a vCPU to an L4 or to a SEGDESC page. Raises XenError, EINVAL for one or what its entries deserve."""
-        self.types.get(mfn, kind, checkpoint)
-        self.held[mfn] += 1
-
-    def release(self, mfn: int, checkpoint: Checkpoint = _no_checkpoint) -> None:
-        """Give back what `hold` took."""
-        self.held[mfn] -= 1
-        if not self.held[mfn]:
-            del self.held[mfn]
-        self.types.put(mfn, checkpoint)
-
-    def hold_writable(self, mfn: int) -> bool:
-        """Have a frame stay writable memory while somebody outside may write to it; tell whether it can. Frames not of RAM always can."""
-        if not self.frames.base <= mfn < self.frames.end:
-            return True
-        if not self.frames.get_writable(mfn):
-            return False
-        self.held[mfn] += 1
-        return True
-
-    def release_writable(self, mfn: int) -> None:
-        """Undo `hold_writable`."""
-        if self.frames.base <= mfn < self.frames.end:
-            self.held[mfn] -= 1
-            if not self.held[mfn]:
-                del self.held[mfn]
-            self.frames.put_writable(mfn)
-
-    def take_base(self, mfn: int, checkpoint: Checkpoint = _no_checkpoint, *, kernel: bool) -> None:
-        """Take a reference to an L4 that a vCPU is going to run on, and have the hypervisor's slots suit it.
-
-        One that serves both a kernel and user mode, which Xen allows, would show user mode what is the kernel's. Raises XenError: EINVAL
-        for that, or as `hold` does.
-        """
-        if self._bases[not kernel][mfn]:
-            raise XenError(Errno.EINVAL, f"mfn {mfn:#x} serves the {'user mode' if kernel else 'kernel'} already")
-        self.hold(mfn, FrameType.L4, checkpoint)
-        self._bases[kernel][mfn] += 1
-        self.types.set_role(mfn, kernel=kernel)
-
-    def drop_base(self, mfn: int, checkpoint: Checkpoint = _no_checkpoint, *, kernel: bool) -> None:
-        """Give back what `take_base` took."""
-        self._bases[kernel][mfn] -= 1
-        if not self._bases[kernel][mfn]:
-            del self._bases[kernel][mfn]
-        self.release(mfn, checkpoint)
-
-    def moved_base(self, old: int, new: int, *, kernel: bool) -> None:
-        """Take note that in-guest code has exchanged a vCPU's reference to an L4 for one to another; 0 is none."""
-        for mfn, change in ((old, -1), (new, 1)):
-            if mfn:
-                for counter in (self.held, self._bases[kernel]):
-                    counter[mfn] += change
-                    if not counter[mfn]:
-                        del counter[mfn]
-
-    def tables_of(self, vcpu_id: int) -> DescriptorTables:
-        """Return the descriptor tables of a vCPU."""
-        return self._descriptor_tables.setdefault(vcpu_id, DescriptorTables(self))
 
     # -- pinning ------------------------------------------------------------------------------------------------------
 
