@@ -83,6 +83,8 @@ class State(IntEnum):
     SAVED_RAX = 4
     SAVED_RCX = 5
     SAVED_RSI = 6
+    USER_SS = 7
+    """A selector that is known to be one that SS of ring 3 may hold."""
     WRITE_COUNT = 8
     INVLPG = 9
     KERNEL_SP = 10
@@ -120,8 +122,6 @@ class State(IntEnum):
     """A selector that is known to be of 64-bit code: to others IRET goes by us."""
     DATA_SEGMENTS = 38
     """DS, and ES 16 bits higher, as a kernel that calls IRET for others than that has loaded them."""
-    USER_SS = 40
-    """A selector that is known to be one that SS of ring 3 may hold."""
     OWED = 39
     """A base whose last reference in-guest code holds no more, but leaves to us to give back, who then take the table apart; 0 for none."""
     STALE = 40
