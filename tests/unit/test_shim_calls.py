@@ -20,7 +20,7 @@ from xenpy.pv.mmu.layout import ONE_TYPED
 from xenpy.shim.code import Guest
 from xenpy.shim.fast import FastCalls
 from xenpy.shim.layout import Page, State
-from xenpy.shim.ring0 import Ring0Calls
+from xenpy.shim.ring0_calls import Ring0Calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,7 +28,7 @@ from xenpy.pv.mmu import layout as frames
 from xenpy.pv.mmu.entries import ENTRIES, ROOT_LEVEL
 from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT
-from xenpy.shim.calls import REF_LIMIT_BIT, TABLE_BITS, Calls
+from xenpy.shim.calls import Calls
 from xenpy.shim.layout import State
 
 NEW_BASEPTR, NEW_USER_BASEPTR = 5, 15
@@ -104,21 +104,7 @@ class BaseSwitches(Calls):
         a.cmp(r8, mem(r9))
         a.jz("base_done")
         self._frame_word(rsi, r8, "fail")
-        a.mov(rax, mem(rsi))
-        a.label("base_again")
-        a.mov(rcx, rax)
-        a.mov(rdx, TABLE_BITS | frames.KERNEL_ROLE | frames.LOCKED | 1 << REF_LIMIT_BIT)
-        a.and_(rcx, rdx)
-        a.mov(rdx, FrameType.L4 << frames.TYPE_SHIFT | frames.VALIDATED | frames.OWNED)
-        a.or_(rdx, r10)
-        a.cmp(rcx, rdx)
-        a.jnz("fail")
-        a.test(eax, frames.COUNT_MASK)
-        a.jz("fail")
-        a.mov(rcx, frames.ONE_TYPED)
-        a.add(rcx, rax)
-        a.lock.cmpxchg(mem(rsi), rcx)
-        a.jnz("base_again")
+        self._take_table("base", FrameType.L4, frames.KERNEL_ROLE, rdx, "fail", wanted=r10)
         a.label("base_done")
         a.clc()
         a.ret()

@@ -32,6 +32,7 @@ from xenpy.shim.recording import Recorder
 if TYPE_CHECKING:
     from xenpy.asm import Assembler, Mem
     from xenpy.asm.registers import Reg
+    from xenpy.pv.mmu.layout import FrameType
     from xenpy.shim.code import Guest
 
 _SAVED: Final = (rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rbp)
@@ -83,6 +84,31 @@ class Calls:
         a.shl(dst, 3)
         a.mov(rcx, self.guest.frames_va)
         a.add(dst, rcx)
+
+    def _take_table(
+        self, name: str, kind: FrameType, bits: int, scratch: Reg, label: str, *, wanted: Reg | None = None
+    ) -> None:
+        """Emit: take a reference to a validated table whose word RSI points to; go to `label` if it is none, or is locked.
+
+        Of `bits` its word must have those that `wanted` holds. RAX, RCX and `scratch` are lost.
+        """
+        a = self.a
+        a.mov(rax, mem(rsi))
+        a.label(f"{name}_again")
+        a.mov(rcx, rax)
+        a.mov(scratch, TABLE_BITS | bits | frames.LOCKED | 1 << REF_LIMIT_BIT)
+        a.and_(rcx, scratch)
+        a.mov(scratch, kind << frames.TYPE_SHIFT | frames.VALIDATED | frames.OWNED)
+        if wanted is not None:
+            a.or_(scratch, wanted)
+        a.cmp(rcx, scratch)
+        a.jnz(label)
+        a.test(eax, frames.COUNT_MASK)
+        a.jz(label)
+        a.mov(rcx, frames.ONE_TYPED)
+        a.add(rcx, rax)
+        a.lock.cmpxchg(mem(rsi), rcx)
+        a.jnz(f"{name}_again")
 
     # -- what depends on the ring that this runs in -------------------------------------------------------------------
 

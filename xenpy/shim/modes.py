@@ -27,7 +27,6 @@ from xenpy.asm.registers import (
 from xenpy.shim.frames import (
     BOUNCED_CLEAR,
     CR2,
-    IRET_CLEAR,
     IRET_CS,
     IRET_FLAGS,
     IRET_R11,
@@ -36,12 +35,11 @@ from xenpy.shim.frames import (
     IRET_RFLAGS,
     IRET_RIP,
     IRET_RSP,
-    IRET_SET,
     IRET_SS,
     MASK,
-    PENDING,
     RFLAGS_IF_BIT,
     RFLAGS_TF_BIT,
+    take_mask,
 )
 from xenpy.shim.layout import Page, Selector, State
 from xenpy.shim.recording import Recorder
@@ -157,18 +155,7 @@ class Modes:
         a.bt(r11, RFLAGS_TF_BIT)
         a.jc("iret_by_us")  # RET would be the step, not the instruction that it leads to
         self.recorder.draft(_IRET, "iret_by_us")
-        a.mov(rax, self.state(State.VCPU_INFO))
-        a.bt(r11, RFLAGS_IF_BIT)
-        a.jnc("iret_masked")
-        a.cmp(mem(rax, PENDING), 0, size=1)
-        a.jnz("iret_by_us")
-        a.mov(mem(rax, MASK), 0, size=1)
-        a.jmp("iret_unmasked")
-        a.label("iret_masked")
-        a.mov(mem(rax, MASK), 1, size=1)
-        a.label("iret_unmasked")
-        a.and_(r11, ~IRET_CLEAR)
-        a.or_(r11, IRET_SET)
+        take_mask(a, self.state(State.VCPU_INFO))
         a.mov(eax, mem(rsp, IRET_CS))
         a.and_(eax, 3)
         a.cmp(eax, 3)

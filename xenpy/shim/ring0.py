@@ -24,27 +24,19 @@ from xenpy.asm.registers import (
     cr3,
     eax,
     ecx,
-    edx,
-    esi,
-    r8d,
-    r9d,
     r11,
     r11d,
     rax,
-    rbx,
     rcx,
     rdx,
-    rsi,
     rsp,
 )  # fmt: skip
 from xenpy.memory import PAGE_SIZE
-from xenpy.shim.fast import FastCalls
 from xenpy.shim.frames import (
     BOUNCED_CLEAR,
     CR2,
     FRAME_ALIGNMENT,
     HANDLER_CLEAR,
-    IRET_CLEAR,
     IRET_CS,
     IRET_FLAGS,
     IRET_R11,
@@ -53,30 +45,25 @@ from xenpy.shim.frames import (
     IRET_RFLAGS,
     IRET_RIP,
     IRET_RSP,
-    IRET_SET,
     IRET_SS,
     MASK,
-    PENDING,
     RFLAGS_DF_BIT,
     RFLAGS_IF_BIT,
+    take_mask,
 )
 from xenpy.shim.layout import Page, Port, Selector, State
 from xenpy.shim.recording import Recorder
+from xenpy.shim.ring0_calls import MSR_GS_BASE, RSP, WORD, XEN_SHIFT, XEN_START, Ring0Calls
 
 if TYPE_CHECKING:
     from xenpy.asm import Assembler, Mem
     from xenpy.asm.registers import Reg
     from xenpy.shim.code import Guest
 
-_SET_SEGMENT_BASE, _IRET = 25, 23
-_MOV_GS_ESI: Final = b"\x8e\xee"
-_MSR_FS_BASE, _MSR_GS_BASE = 0xC000_0100, 0xC000_0101
-_XEN_SHIFT, _XEN_START = 43, -16
-"""What an address of the hypervisor's 16 level-4 slots is when shifted so."""
+_IRET: Final = 23
 _NON_CANONICAL_BITS: Final = 16
-_SS, _RSP, _RFLAGS, _CS, _RIP, _ERROR = range(1, 7)
+_SS, _RSP, _RFLAGS, _CS, _RIP, _ERROR = 1, RSP, *range(3, 7)
 """Words of ring 0's stack, counted from its top."""
-_WORD: Final = 8
 _PRESENT_WRITE: Final = 3
 _USER_FAULT: Final = 1 << 2
 _RPL: Final = 3
@@ -94,77 +81,6 @@ IRETQS: Final = ("iretq_noncanonical", "iretq_kernel", "iretq_user")
 """The IRETQ instructions that go where the guest wants to."""
 
 
-class Ring0Calls(FastCalls):
-    """Hypercalls in ring 0; the address behind SYSCALL is in RCX, the guest's stack in the frame."""
-
-    def _leave(self) -> None:
-        window = self.guest.window_va
-        self.a.mov(rsp, mem(rip=window + (Page.STACK + 1) * PAGE_SIZE - _RSP * _WORD))
-
-    def _guard(self, pointer: Reg, label: str) -> None:
-        a = self.a
-        a.mov(rax, pointer)
-        a.sar(rax, _XEN_SHIFT)
-        a.cmp(rax, _XEN_START)
-        a.jz(label)
-
-    def _set_fs(self) -> None:
-        a = self.a
-        a.push(rcx)
-        a.push(rdx)
-        a.mov(ecx, _MSR_FS_BASE)
-        a.mov(rdx, rsi)
-        a.shr(rdx, 32)
-        a.mov(eax, esi)
-        a.wrmsr()
-        a.pop(rdx)
-        a.pop(rcx)
-
-    def _set_user_gs_selector(self) -> None:
-        """Emit it for any selector. Loading one that is no good faults, and then it is for us to do."""
-        a = self.a
-        a.cmp(esi, _RPL)
-        a.jbe("load_gs")
-        a.mov(eax, esi)
-        a.and_(eax, _RPL)
-        a.cmp(eax, _RPL)
-        a.mov(eax, _SET_SEGMENT_BASE)
-        a.jnz("hand_on")
-        a.label("load_gs")
-        self._save()
-        a.mov(ecx, _MSR_GS_BASE)
-        a.rdmsr()
-        a.mov(r8d, eax)
-        a.mov(r9d, edx)
-        a.data(_MOV_GS_ESI)
-        self.recorder.draft(_SET_SEGMENT_BASE, "gs_unrecorded")
-        self.recorder.commit()
-        a.xor(eax, eax)
-        a.cmp(esi, _RPL)
-        a.jbe("gs_loaded")  # not all processors clear the base then
-        a.rdmsr()
-        a.shl(rdx, 32)
-        a.or_(rax, rdx)
-        a.label("gs_loaded")
-        a.mov(self.state(State.OTHER_GS), rax)
-        a.mov(eax, r8d)
-        a.mov(edx, r9d)
-        a.wrmsr()
-        a.jmp("done")
-        a.label("gs_unrecorded")
-        a.mov(eax, r8d)
-        a.mov(edx, r9d)
-        a.wrmsr()
-        a.jmp("give_up")
-
-    def _load_base(self) -> None:
-        self.a.mov(rax, self.state(State.KERNEL_CR3))
-        self.a.mov(cr3, rax)
-
-    def _flush_page(self) -> None:
-        self.a.invlpg(mem(rbx))
-
-
 class Ring0:
     """Emits the code, but for the handler `page_fault` that calls us.
 
@@ -179,11 +95,11 @@ class Ring0:
 
     def state(self, word: int) -> Mem:
         """Return the operand of a word of the STATE page."""
-        return mem(rip=self.guest.state_va + word * _WORD)
+        return mem(rip=self.guest.state_va + word * WORD)
 
     def _stack(self, word: int) -> Mem:
         """Return the operand of a word of ring 0's stack, counted from its top."""
-        return mem(rip=self.guest.window_va + (Page.STACK + 1) * PAGE_SIZE - word * _WORD)
+        return mem(rip=self.guest.window_va + (Page.STACK + 1) * PAGE_SIZE - word * WORD)
 
     def emit(self) -> None:
         """Emit the entries `syscall_from_kernel`, `syscall_from_user`, `pf_user` and `pf_kernel`, and all that they need."""
@@ -197,8 +113,8 @@ class Ring0:
     def _guard(self, pointer: Reg, scratch: Reg, label: str) -> None:
         a = self.a
         a.mov(scratch, pointer)
-        a.sar(scratch, _XEN_SHIFT)
-        a.cmp(scratch, _XEN_START)
+        a.sar(scratch, XEN_SHIFT)
+        a.cmp(scratch, XEN_START)
         a.jz(label)
 
     def _load_cr3(self, word: State) -> None:
@@ -208,7 +124,7 @@ class Ring0:
     def _swap_gs(self) -> None:
         """Emit: exchange the GS bases of the two modes. RAX, RCX and RDX are lost."""
         a = self.a
-        a.mov(ecx, _MSR_GS_BASE)
+        a.mov(ecx, MSR_GS_BASE)
         a.rdmsr()
         a.shl(rdx, 32)
         a.or_(rdx, rax)
@@ -280,18 +196,7 @@ class Ring0:
         a.mov(r11, mem(rcx, IRET_RFLAGS))
         # There are no more accesses to the frame.
         self._recorder.draft(_IRET, "iret_by_us")
-        a.mov(rax, self.state(State.VCPU_INFO))
-        a.bt(r11, RFLAGS_IF_BIT)
-        a.jnc("iret_masked")
-        a.cmp(mem(rax, PENDING), 0, size=1)
-        a.jnz("iret_by_us")
-        a.mov(mem(rax, MASK), 0, size=1)
-        a.jmp("iret_unmasked")
-        a.label("iret_masked")
-        a.mov(mem(rax, MASK), 1, size=1)
-        a.label("iret_unmasked")
-        a.and_(r11, ~IRET_CLEAR)
-        a.or_(r11, IRET_SET)
+        take_mask(a, self.state(State.VCPU_INFO))
         a.mov(self._stack(_RFLAGS), r11)
         a.pop(rax)
         a.movzx(ecx, ax)
@@ -334,10 +239,10 @@ class Ring0:
         RCX and R11 are lost, the latter to RFLAGS for the handler.
         """
         a = self.a
-        at = (words - 4) * _WORD
+        at = (words - 4) * WORD
         for word, offset in ((_RSP, 2), (_SS, 3)):
             a.mov(rcx, self._stack(word))
-            a.mov(mem(rax, at + offset * _WORD), rcx)
+            a.mov(mem(rax, at + offset * WORD), rcx)
         a.mov(rdx, self.state(State.VCPU_INFO))
         a.movzx(ecx, mem(rdx, MASK), size=1)
         a.mov(r11, self._stack(_RFLAGS))
@@ -346,7 +251,7 @@ class Ring0:
         a.jnz(f"{name}_masked")
         a.or_(r11, 1 << RFLAGS_IF_BIT)
         a.label(f"{name}_masked")
-        a.mov(mem(rax, at + _WORD), r11)
+        a.mov(mem(rax, at + WORD), r11)
         a.shl(rcx, 32)
         a.or_(rcx, self._stack(_CS))
         a.mov(mem(rax, at), rcx)
@@ -362,7 +267,7 @@ class Ring0:
         a.jz(label)
         a.mov(rax, sp)
         a.and_(rax, -FRAME_ALIGNMENT)
-        a.sub(rax, words * _WORD)
+        a.sub(rax, words * WORD)
         self._guard(rax, rdx, label)
 
     def _enter(self, handler: State, masks: State, *, from_user: bool) -> None:
@@ -398,8 +303,8 @@ class Ring0:
         a.jz("syscall_by_us")
         self._kernel_stack(self.state(State.KERNEL_SP), "syscall_by_us", words=7)
         a.mov(mem(rax), rcx)
-        a.mov(mem(rax, _WORD), r11)
-        a.mov(mem(rax, 2 * _WORD), rcx)
+        a.mov(mem(rax, WORD), r11)
+        a.mov(mem(rax, 2 * WORD), rcx)
         self._build_frame("syscall", words=7)
         a.label("syscall_built")
         a.btr(r11, RFLAGS_DF_BIT)
@@ -420,7 +325,7 @@ class Ring0:
             name = "pf_user" if user else "pf_kernel"
             a.align(16)
             a.label(name)
-            a.test(mem(rsp, 2 * _WORD), _RPL, size=1)
+            a.test(mem(rsp, 2 * WORD), _RPL, size=1)
             a.jz(self._page_fault)  # ours, at a pointer of the guest's
             for reg in saved:
                 a.push(reg)
@@ -436,13 +341,13 @@ class Ring0:
                 a.jz("pf_by_us")  # it may be a store to a page table, which is for us to carry out
                 self._kernel_stack(self._stack(_RSP), "pf_by_us", words=8)
             a.mov(mem(rax), rcx)
-            a.mov(mem(rax, _WORD), r11)
+            a.mov(mem(rax, WORD), r11)
             a.mov(ecx, self._stack(_ERROR))
             if not user:
                 a.and_(ecx, ~_USER_FAULT)
-            a.mov(mem(rax, 2 * _WORD), rcx)
+            a.mov(mem(rax, 2 * WORD), rcx)
             a.mov(rcx, self._stack(_RIP))
-            a.mov(mem(rax, 3 * _WORD), rcx)
+            a.mov(mem(rax, 3 * WORD), rcx)
             if not user:
                 a.and_(self._stack(_CS), ~_RPL, size=8)
             self._build_frame(name, words=8)

@@ -31,6 +31,8 @@ _IRET_WORDS: Final = 9
 VGCF_in_syscall: Final = 1 << 8
 VMASST_architectural_iopl: Final = 1 << 4
 _NMI: Final = 2
+_RETRY_NS: Final = 500_000
+"""How long until an event is tried again that found the vCPU within the shim."""
 WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 """Vectors that come with an error code. Ref: AMD64 APM volume 2, section 8.2"""
 
@@ -38,8 +40,6 @@ WITH_ERROR: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 class Bounces(Debugged):
     """A PV vCPU that can call its kernel."""
 
-    _in_guest = False
-    """Whether the guest may run, by translations of before, or will without having looked at its events again."""
     within_shim = False
     """Whether RIP is within the shim although registers have been changed."""
     _replaced: bool
@@ -109,8 +109,11 @@ class Bounces(Debugged):
         self.bounce(trap.gva, masks_events=trap.masks_events, error=error)
 
     def _retry_soon(self) -> None:
-        """Have a kick come when the guest is likely to have left the shim."""
-        raise NotImplementedError
+        """Have a kick come when the guest is likely to have left the shim, but not before: a timer that is due must wait as well.
+
+        An earlier kick would find the vCPU where it is now, again and again.
+        """
+        self.kick_after(_RETRY_NS)
 
     # -- events -------------------------------------------------------------------------------------------------------
 

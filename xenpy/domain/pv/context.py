@@ -73,10 +73,6 @@ class Contexts(PvState):
         self.domain.shim.set_caller(0, 0)
         self.set_ring3()
 
-    def note_held(self) -> None:
-        """Take note that references have been taken for the present tables."""
-        raise NotImplementedError
-
     # -- VCPUOP_initialise --------------------------------------------------------------------------------------------
 
     def initialise(self, context: Any) -> None:

@@ -33,6 +33,7 @@ from xenpy.shim.memory import Shim
 if TYPE_CHECKING:
     from xenpy.builder.kernel import KernelImage
     from xenpy.builder.pv import PvStart
+    from xenpy.domain.pv.tables import Tables
 
 BASE_MFN: Final = 1 << 20
 """The first of the guest's frames: above 4 GiB, out of the way of all that is special below."""
@@ -58,7 +59,7 @@ class PvDomain(Domain):
     def _build(self) -> None:
         config = self.config
         self.pv_vcpus: list[PvVcpu] = []
-        self.writer: PvVcpu | None = None
+        self.writer: Tables | None = None
         """The vCPU whose hypercall or fault is being dealt with."""
         self._make_vm(Cap.VCPU_EVENTS)
         self._make_state(lambda frame: self.frame_mfn(frame.offset))

@@ -239,7 +239,3 @@ class Faults(Bounces):
         self.load_base(mfn)
         if mfn != old:
             mmu.drop_base(old, self._checkpoint, kernel=True)
-
-    def load_base(self, mfn: int) -> None:
-        """Make an L4 the kernel's."""
-        raise NotImplementedError

@@ -6,7 +6,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xenpy.domain.areas import Area, pages
-from xenpy.domain.vcpu import Vcpu
+from xenpy.domain.pv.tables import Tables
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE, CALLBACKF_mask_events
 from xenpy.kvm.constants import Sync
@@ -64,14 +64,10 @@ def flat(segment: Any, selector: int, type_: int, dpl: int, *, long: bool) -> No
     segment.unusable = 0
 
 
-class PvState(Vcpu):
+class PvState(Tables):
     """A PV vCPU, as far as hypercalls set it."""
 
-    domain: PvDomain
-
     def __init__(self, domain: PvDomain, vcpu_id: int, kvm_id: int, sync: Sync) -> None:
-        self.window = domain.shim.windows[vcpu_id]
-        self._words = self.window.state
         super().__init__(domain, vcpu_id, kvm_id, sync)
         self._words[State.CPUID_COUNT] = self._words[State.NO_LEAF_COUNT] = 0
         self._words[State.USER_CS64], self._words[State.USER_SS] = Selector.RING3_CS64, Selector.RING3_SS
@@ -81,31 +77,11 @@ class PvState(Vcpu):
         self.callbacks: dict[int, Callback] = {}
         self.nmi_pending = False
         self.nmi_masked = False
-        self.flush_wanted = False
         self.dr7 = _DR7_DEFAULT
         self.dr6 = _DR6_DEFAULT
         self.tsc_aux = 0
 
     # -- what in-guest code shares ------------------------------------------------------------------------------------
-
-    @property
-    def in_kernel(self) -> bool:
-        """Whether the guest's kernel runs, not its user mode."""
-        return not self._words[State.MODE]
-
-    @in_kernel.setter
-    def in_kernel(self, value: bool) -> None:
-        self._words[State.MODE] = not value
-
-    @property
-    def iopl(self) -> int:
-        """The virtual IOPL."""
-        return self._iopl
-
-    @iopl.setter
-    def iopl(self, level: int) -> None:
-        self._iopl = level
-        self._words[State.PORTS_ALLOWED] = int(level > 0)
 
     def note_cpuid(self, leaf: int, subleaf: int, answer: tuple[int, int, int, int]) -> None:
         """Have in-guest code know an answer of CPUID, while it has room."""
@@ -123,24 +99,6 @@ class PvState(Vcpu):
             first = State.CPUID + 3 * count
             self._words[first : first + 3] = array("Q", [leaf | subleaf << 32, eax | ebx << 32, ecx | edx << 32])
             self._words[State.CPUID_COUNT] = count + 1
-
-    @property
-    def kernel_l4(self) -> int:
-        """The kernel's top-level table, 0 for none."""
-        return self._words[State.KERNEL_CR3] >> PAGE_SHIFT
-
-    @kernel_l4.setter
-    def kernel_l4(self, mfn: int) -> None:
-        self._words[State.KERNEL_CR3] = mfn << PAGE_SHIFT
-
-    @property
-    def user_l4(self) -> int:
-        """User mode's top-level table, 0 for none."""
-        return self._words[State.USER_CR3] >> PAGE_SHIFT
-
-    @user_l4.setter
-    def user_l4(self, mfn: int) -> None:
-        self._words[State.USER_CR3] = mfn << PAGE_SHIFT
 
     @property
     def kernel_sp(self) -> int:
@@ -377,14 +335,6 @@ class PvState(Vcpu):
                 memory.u64[(window.gpa(table) >> 3) + first + index] = entry
                 self.queue_touch(window.page_va(table) + (first + index) * 8)
         self.flush_tlb()
-
-    def queue_touch(self, gva: int) -> None:
-        """Have a word be touched in the guest before it goes on."""
-        raise NotImplementedError
-
-    def flush_tlb(self) -> None:
-        """Drop all translations before the guest goes on."""
-        raise NotImplementedError
 
     # -- processor state ----------------------------------------------------------------------------------------------
 
