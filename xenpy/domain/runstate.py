@@ -115,18 +115,24 @@ class ThreadRunstate:
         if self._cpu_clock is None:
             return self._before
         rate = self._clock.rate
-        host = time.clock_gettime_ns(self._cpu_clock), self._waited()
         running, waited = (
             before + (now - since if rate == 1 else int((now - since) * rate))
-            for before, now, since in zip(self._before, host, self._host_before, strict=True)
+            for before, now, since in zip(self._before, self._host(self._cpu_clock), self._host_before, strict=True)
         )
         return running, waited
+
+    def _host(self, cpu_clock: int) -> tuple[int, int]:
+        """Return how long the thread has run and waited, in the host's time; what it last was if the thread has ended."""
+        try:
+            return time.clock_gettime_ns(cpu_clock), self._waited()
+        except OSError:
+            return self._host_before
 
     def clock_changes(self) -> None:
         """Settle the account before the clock leaps or goes at another rate."""
         self._before = self._used()
         if self._cpu_clock is not None:
-            self._host_before = time.clock_gettime_ns(self._cpu_clock), self._waited()
+            self._host_before = self._host(self._cpu_clock)
         self._next = 0
 
     def _waited(self) -> int:
