@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_VECTORS: Final = 512
 """Views that are moved together, well below what a system call takes. Ref: limits.h, IOV_MAX"""
+_MOVES: Final = (BLKIF_OP.READ, BLKIF_OP.WRITE)
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
 
 Part = tuple["Request", "tuple[Segment, ...]"]
@@ -54,23 +55,28 @@ class BlockQueue:
         """Carry out requests until none waits, or until `stopping` says so. Raises FrontendError."""
         while not stopping():
             requests = self._ring.take()
-            if not requests:
-                if not self._ring.more():
-                    return
-                continue
-            with self._lock:
-                parts: list[Part] = [(request, self._pages.segments_of(request)) for request in requests]
-            ask = self.ask
-            groups = _grouped(parts) if ask is None else self._troubled(parts, ask, stopping)
-            wanted = False
-            for group in groups:
-                self._carry_out(group)
-                wanted |= self._ring.push()
-                if wanted and not self.together:
-                    self._notify()
-                    wanted = False
-            if wanted:
+            if requests:
+                self._work_off(requests, stopping)
+            if not self._ring.more():
+                return
+
+    def _work_off(self, requests: list[Request], stopping: Callable[[], bool]) -> None:
+        with self._lock:
+            parts: list[Part] = [(request, self._pages.segments_of(request)) for request in requests]
+        ask = self.ask
+        groups = _grouped(parts) if ask is None else self._troubled(parts, ask, stopping)
+        wanted = False
+        for group in groups:
+            if group[0][0].op in _MOVES:
+                self._transfer(group)
+            else:
+                self._ring.answer(group[0][0], self._carry_out(group))
+            wanted |= self._ring.push()
+            if wanted and not self.together:
                 self._notify()
+                wanted = False
+        if wanted:
+            self._notify()
 
     def _troubled(self, parts: list[Part], ask: Ask, stopping: Callable[[], bool]) -> Iterator[list[Part]]:
         """Yield the requests one by one as they are to be carried out; those that fail are answered meanwhile."""
@@ -94,32 +100,30 @@ class BlockQueue:
                     assert trouble is not None
                     _sleep(trouble.delay_s, stopping)
                 case Mishap.DUPLICATE:
-                    if op in (BLKIF_OP.READ, BLKIF_OP.WRITE):
+                    if op in _MOVES:
                         self._move([part])
             yield [part]
             yield from ([late] for late in overtaken)
             overtaken = []
         yield from ([late] for late in overtaken)
 
-    def _carry_out(self, group: list[Part]) -> None:
+    def _carry_out(self, group: list[Part]) -> BLKIF_RSP:
+        """Do what a request asks for that neither reads nor writes, or orders what does; return its status."""
         request = group[0][0]
         match request.op:
-            case BLKIF_OP.READ | BLKIF_OP.WRITE:
-                self._transfer(group)
-                return
             case BLKIF_OP.WRITE_BARRIER:
                 status = self._attempt(self._backing.flush)
                 if status is BLKIF_RSP.OKAY and group[0][1]:
                     status = self._move(group)
                 if status is BLKIF_RSP.OKAY:
                     status = self._attempt(self._backing.flush)
+                return status
             case BLKIF_OP.FLUSH_DISKCACHE:
-                status = self._attempt(self._backing.flush)
+                return self._attempt(self._backing.flush)
             case BLKIF_OP.DISCARD:
-                status = self._discard(request)
+                return self._discard(request)
             case _:
-                status = BLKIF_RSP.EOPNOTSUPP
-        self._ring.answer(request, status)
+                return BLKIF_RSP.EOPNOTSUPP
 
     def _transfer(self, group: list[Part]) -> None:
         """Move a group at once; if that fails, each request alone, for each has a status of its own."""
@@ -189,7 +193,7 @@ def _grouped(parts: list[Part]) -> Iterator[list[Part]]:
         joins = (
             bool(group)
             and request.op is group[0][0].op
-            and request.op in (BLKIF_OP.READ, BLKIF_OP.WRITE)
+            and request.op in _MOVES
             and request.sector == end
             and vectors + len(segments) <= MAX_VECTORS
         )
