@@ -25,6 +25,7 @@ GROUPS: Final = {
     "disk": "a PV guest's disk against the host's own file",
     "disk_emulated": "a PVH guest's disk against QEMU's Xen disk, on the emulated host (minutes)",
     "net": "a PV guest's network, to the host and to another guest, against the host's loopback",
+    "net_profile": "processor time and exits of a MiB of a PV guest's network",
     "net_emulated": "a PVH guest's network, to the host and to another guest, against QEMU's Xen network (minutes)",
     "boot": "PVH Linux to init and to power-off against QEMU, on the emulated host (minutes)",
 }
