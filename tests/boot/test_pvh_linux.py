@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +140,30 @@ def test_timeout_ends_the_guest(emulated_host: EmulatedHost, tmp_path: Path) -> 
     argv = [sys.executable, "-m", "xenpy", "run", str(config), "--timeout", "1"]
     result = emulated_host.run(argv, timeout=60)
     assert result.returncode == 5, result.stderr
+
+
+needs_time = pytest.mark.skipif(
+    os.environ.get("XENPY_TEST_SLOW") != "1",
+    reason="more forks in the emulated host take minutes: XENPY_TEST_SLOW=1 runs them",
+)
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "kvm_xen", "disk"),
+    [(1, 1, 0), pytest.param(1, 0, 1, marks=needs_time), pytest.param(2, 1, 1, marks=needs_time)],
+)
+@pytest.mark.timeout(1200)
+def test_is_forked_saved_and_loaded(emulated_host: EmulatedHost, vcpus: int, kvm_xen: int, disk: int) -> None:
+    kernel = images("debian-6.12-cloud")
+    ramdisk = make_initramfs(images=kernel, modules=["xen-blkfront"]) if disk else make_initramfs()
+    script = Path(__file__).with_name("forks.py")
+    room = (
+        emulated_host.run(["mktemp", "-d"], timeout=60).stdout.decode().strip()
+    )  # the host's own: ours is read only there
+    argv = [sys.executable, str(script), str(kernel.kernel), str(ramdisk), room, str(vcpus), str(kvm_xen), str(disk)]
+    result = emulated_host.run(argv, timeout=1200)
+    assert result.returncode == 0, (result.stdout, result.stderr)
+    assert lines(result)[-1] == "forks: all went on"
 
 
 def test_balloon_goes_down_and_up(emulated_host: EmulatedHost, tmp_path: Path) -> None:
