@@ -181,6 +181,7 @@ class Killer:
         self._kills = kills
         self._random = random.Random(seed)
         self._longest_s = longest_s
+        self._killed: int | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -190,7 +191,7 @@ class Killer:
         return self._thread.is_alive()
 
     def _await_victim(self) -> int:
-        while (pid := self._victim()) is None:
+        while (pid := self._victim()) is None or pid == self._killed:  # whose death is known may not be gone yet
             time.sleep(0.0002)
         return pid
 
@@ -205,6 +206,7 @@ class Killer:
             before = self._deaths()
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            self._killed = pid
             deadline = time.monotonic() + PATIENCE
             while self._deaths() == before and time.monotonic() < deadline:
                 time.sleep(0.0002)
