@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,9 @@ class Rig:
             self.front.put(X86_64.request.pack(BLKIF_OP.FLUSH_DISKCACHE, 0, 0, request_id, 0))
         self.front.push()
 
-    def serve(self) -> None:
+    def serve(self, *, journaled: bool = True) -> None:
         """Serve until nothing waits, two requests to a push."""
-        ring = BlockRing([self.page], X86_64, self.journal())
+        ring = BlockRing([self.page], X86_64, self.journal() if journaled else None)
         while requests := ring.take():
             for number, request in enumerate(requests):
                 self.done.append(request.id)
@@ -100,6 +101,31 @@ def test_every_request_is_answered_once(monkeypatch: pytest.MonkeyPatch, step: i
     assert seen + rig.answers() == [1, 2, 3, 4, 5, 6, 7]
     assert set(rig.done) == {1, 2, 3, 4, 5, 6, 7}
     assert not set(seen) & set(rig.done[before:])  # the guest may have written something else there since
+
+
+@pytest.mark.parametrize("step", range(STEPS + 1))
+def test_who_has_no_journal_takes_over(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    rig = Rig((1 << 32) - 2)
+    rig.ask(1, 2, 3, 4, 5)
+    with monkeypatch.context() as deadly, suppress(Died):
+        dying(deadly, step)
+        rig.serve()
+    before = len(rig.done)
+    rig.journal().restore([rig.page])
+    seen = rig.answers()
+    rig.ask(6, 7)
+    rig.serve(journaled=False)
+    assert seen + rig.answers() == [1, 2, 3, 4, 5, 6, 7]
+    assert not set(seen) & set(rig.done[before:])
+
+
+def test_a_journal_that_is_nonsense_changes_nothing() -> None:
+    rig = Rig()
+    rig.ask(1, 2)
+    memoryview(rig.journal_memory).cast("I")[0] = 1 << 31
+    before = bytes(rig.page)
+    rig.journal().restore([rig.page])
+    assert rig.page == before
 
 
 def test_what_was_answered_is_not_done_again() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenpy.abi.ring import INDEX_MASK, SRING_RSP_EVENT, SRING_RSP_PROD
-from xenpy.devices.ring import spans
+from xenpy.abi.ring import INDEX_MASK, SRING_HEADER_SIZE, SRING_RSP_EVENT, SRING_RSP_PROD
+from xenpy.devices.ring import spans, write_entry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,15 @@ class Journal:
         taken, answered = self._words[_TAKEN], self._words[_ANSWERED]
         ring.cast("I")[SRING_RSP_PROD] = answered
         return [self._copy(answered + index) for index in range((taken - answered) & INDEX_MASK)]
+
+    def restore(self, pages: Sequence[memoryview]) -> None:
+        """Have the ring's pages be as a server without a journal takes them over: all that was answered is shown, requests are the rest."""
+        if (self._words[_TAKEN] - self._words[_ANSWERED]) & INDEX_MASK > self._entries:
+            return  # no server of ours has written this
+        answered = self.answered
+        for index, request in enumerate(self.mend(pages[0]), answered):
+            slot = index & (self._entries - 1)
+            write_entry(pages, SRING_HEADER_SIZE + slot * self._entry_size, request)
 
     def owes_event(self, ring: memoryview) -> bool:
         """Tell whether the guest may have been shown responses without the event that it wants for them.

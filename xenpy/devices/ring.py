@@ -37,6 +37,17 @@ def spans(slot: int, slots: int, size: int, data: bytes) -> list[tuple[int, byte
     return parts
 
 
+def write_entry(pages: Sequence[memoryview], offset: int, data: bytes) -> None:
+    """Write at an offset of a ring's pages what may run on into the next one."""
+    page, start = offset >> PAGE_SHIFT, offset & PAGE_MASK
+    first = PAGE_SIZE - start
+    if len(data) <= first:
+        pages[page][start : start + len(data)] = data
+    else:
+        pages[page][start:] = data[:first]
+        pages[page + 1][: len(data) - first] = data[first:]
+
+
 class BackRing:
     """Takes requests and puts responses; one thread uses it at a time.
 
@@ -110,13 +121,7 @@ class BackRing:
         """Write a response of at most `entry_size` bytes, not yet for the guest to see; one for each request that was taken."""
         if not self.in_flight:
             raise ValueError("a response without a request")
-        page, start = self._slot(self._rsp_prod)
-        first = PAGE_SIZE - start
-        if len(response) <= first:
-            self._pages[page][start : start + len(response)] = response
-        else:
-            self._pages[page][start:] = response[:first]
-            self._pages[page + 1][: len(response) - first] = response[first:]
+        write_entry(self._pages, self._offset(self._rsp_prod), response)
         self._rsp_prod = (self._rsp_prod + 1) & INDEX_MASK
 
     def push(self) -> bool:
@@ -146,16 +151,15 @@ class BackRing:
         return [data[at : at + size] for at in range(0, len(data), size)]
 
     def _copy(self, index: int) -> bytes:
-        page, start = self._slot(index)
+        offset = self._offset(index)
+        page, start = offset >> PAGE_SHIFT, offset & PAGE_MASK
         end = start + self._entry_size
         if end <= PAGE_SIZE:
             return bytes(self._pages[page][start:end])
         return bytes(self._pages[page][start:]) + bytes(self._pages[page + 1][: end - PAGE_SIZE])
 
-    def _slot(self, index: int) -> tuple[int, int]:
-        """Return the page and the offset in it where an entry begins; it may run on into the next page."""
-        offset = SRING_HEADER_SIZE + (index & (self.entries - 1)) * self._entry_size
-        return offset >> PAGE_SHIFT, offset & PAGE_MASK
+    def _offset(self, index: int) -> int:
+        return SRING_HEADER_SIZE + (index & (self.entries - 1)) * self._entry_size
 
     def _order(self) -> None:
         """Have the store before seen before the load after, which x86 may exchange: to take a lock is a LOCK-prefixed instruction."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from xenpy.devices.isolation.grants import GrantServer, IsolationServices
     from xenpy.devices.isolation.process import Process
+    from xenpy.devices.journal import Journal
 
 
 class Line:
@@ -29,6 +30,8 @@ class Line:
         self.grants = grants
         self.state = state
         """A memfd that each process gets in turn."""
+        self.rings: list[tuple[Journal, Sequence[memoryview]]] = []
+        """The journals in `state`, each with the pages of its ring."""
         self.channel: Channel | None = None
         self._services = services
         with ExitStack() as undo:
@@ -77,6 +80,16 @@ class Line:
             self.channel.close()
         with self._services.lock:
             self.grants.close()
+
+    def settle(self) -> None:
+        """Leave the rings to whoever comes next and knows no journal; when no process serves them any more.
+
+        That one is not told what the guest is owed, and rings do not ask again for an event that was due before.
+        """
+        for journal, pages in self.rings:
+            journal.restore(pages)
+            if journal.owes_event(pages[0]):
+                self._services.notify(self._port)
 
     def close(self) -> None:
         """Free everything; under the host's lock."""
@@ -141,6 +154,8 @@ class Keeper:
             self._stop.wait()
         with self._services.lock:
             os.close(self._wake)
+            for line in self._lines:
+                line.settle()
             if self._on_end is not None:
                 self._on_end()
 
@@ -183,6 +198,7 @@ class Keeper:
             self.process = None
             control.close()
             for line in self._lines:
+                line.pass_event()  # its last, which its end may have overtaken
                 line.clear()
 
     def _send_setup(self, control: Channel) -> None:

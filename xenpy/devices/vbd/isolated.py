@@ -78,6 +78,7 @@ class Isolated:
         # Beside what it keeps, a queue has mapped what it moves at once, and the pages that describe indirect requests.
         limit = plan.kept + MAX_VECTORS + MAX_INDIRECT_SEGMENTS + plan.entries
         line = Line(services, self._domid, place.port, GrantServer(services, self._domid, limit), state)
+        line.rings.append((journal, [mapping.view for mapping in mappings]))
         undo.callback(line.close)
         self._lines.append(line)
 

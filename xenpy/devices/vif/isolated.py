@@ -190,16 +190,18 @@ class Isolated:
         if place.rx_port != place.tx_port:
             states.append(self._line(place.rx_port, lines, undo))
         queue["rx_line"] = len(lines) - 1
-        for name, gref, state, at, entries, size in (
-            ("tx", place.tx_gref, states[0], 0, TX_ENTRIES, NETIF_TX_SLOT_SIZE),
-            ("rx", place.rx_gref, states[-1], RX_JOURNAL, RX_ENTRIES, NETIF_RX_SLOT_SIZE),
+        for name, gref, line, at, entries, size in (
+            ("tx", place.tx_gref, queue["tx_line"], 0, TX_ENTRIES, NETIF_TX_SLOT_SIZE),
+            ("rx", place.rx_gref, queue["rx_line"], RX_JOURNAL, RX_ENTRIES, NETIF_RX_SLOT_SIZE),
         ):
             mapping = undo.enter_context(self._services.map_page(self._domid, gref))
             queue[name] = ram_offset(self._services, self._domid, mapping)
+            state = states[line - queue["tx_line"]]
             journal = Journal(state[at : at + Journal.size(entries, size)], entries, size)
             undo.callback(journal.close)
             journal.begin(mapping.view)
             journals.append(journal)
+            lines[line].rings.append((journal, [mapping.view]))
         return queue
 
     def _line(self, port: int, lines: list[Line], undo: ExitStack) -> memoryview:

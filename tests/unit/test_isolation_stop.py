@@ -1,0 +1,77 @@
+"""How a device's process ends when it is told to, or does not listen: the guest is owed nothing then, and nobody waits for long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from isolation_rig import isolated, keeper, pid
+from vbd_rig import disk_of
+
+from xenpy.abi.ring import SRING_RSP_EVENT, SRING_RSP_PROD
+from xenpy.abi.xenbus import XenbusState
+from xenpy.devices.isolation import keeper as keeping
+from xenpy.devices.isolation.process import TEMPLATE, Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vbd_rig import BlkFrontend, Queue
+
+    from xenpy.devices.isolation.channel import Channel
+
+SIZE = 64 << 10
+
+
+@pytest.fixture
+def frontend(tmp_path: Path) -> Iterator[BlkFrontend]:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(SIZE))
+    TEMPLATE.hold()
+    with isolated(disk_of(image)) as frontend:
+        yield frontend
+    TEMPLATE.drop()
+
+
+def in_use(frontend: BlkFrontend) -> Queue:
+    """Connect the frontend and return its queue, on which it has got one event."""
+    queue = frontend.connect()
+    assert queue.read(0) == bytes(4096)
+    frontend.services.until(lambda: frontend.services.events[queue.port] == 1, "event")
+    return queue
+
+
+def test_the_last_event_of_a_process_is_not_lost(frontend: BlkFrontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = in_use(frontend)
+    (line,) = keeper(frontend)._lines
+    ended = threading.Event()
+    connection = frontend.backend.connection
+    assert connection is not None
+
+    def last(_theirs: Channel) -> Process:
+        """Have a process notify and end before anybody looks, while it is told to stop."""
+        with frontend.services.lock:
+            connection.stop(ended.set)
+        os.eventfd_write(line.notify, 1)
+        return Process(0, None)
+
+    monkeypatch.setattr(keeping.TEMPLATE, "fork", last)
+    os.kill(pid(frontend), signal.SIGKILL)
+    frontend.services.until(ended.is_set, "the end")
+    frontend.backend.connection = None
+    assert frontend.services.events[queue.port] == 2
+
+
+def test_who_is_killed_when_told_to_stop_leaves_no_event_owed(frontend: BlkFrontend) -> None:
+    queue = in_use(frontend)
+    served_by = pid(frontend)
+    os.kill(served_by, signal.SIGSTOP)
+    queue.ring.words[SRING_RSP_EVENT] = queue.ring.words[SRING_RSP_PROD]  # the guest has not heard of its last answer
+    frontend.switch(XenbusState.Closed)
+    os.kill(served_by, signal.SIGKILL)
+    frontend.await_state(XenbusState.Closed)
+    assert frontend.services.events[queue.port] == 2
