@@ -267,8 +267,8 @@ class Vcpu(Waiting):
 
     def kick_after(self, delay_ns: int) -> None:
         """Have a kick come so soon, whenever the next timer is due. In the vCPU's thread."""
+        self._kick_at = time.monotonic_ns() + delay_ns  # it never comes earlier than that
         self.kvm.kick_after(delay_ns)
-        self._kick_at = time.monotonic_ns() + delay_ns
 
     def _set_online(self, online: bool) -> None:
         """Take note that the vCPU goes online or offline."""

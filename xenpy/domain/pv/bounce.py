@@ -5,6 +5,7 @@ Ref: xen-doc pv guest guide, pv-traps; xen/include/public/arch-x86/xen-x86_64.h,
 
 from __future__ import annotations
 
+import time
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Final
 
@@ -111,9 +112,12 @@ class Bounces(Debugged):
     def _retry_soon(self) -> None:
         """Have a kick come when the guest is likely to have left the shim, but not before: a timer that is due must wait as well.
 
-        An earlier kick would find the vCPU where it is now, again and again.
+        An earlier kick would find the vCPU where it is now, again and again. One that comes no later is left alone: a guest that leaves
+        us no other time to look, by one access after another to what is not there, would put it off for ever.
         """
-        self.kick_after(_RETRY_NS)
+        now = time.monotonic_ns()
+        if not now < self._kick_at <= now + _RETRY_NS:
+            self.kick_after(_RETRY_NS)
 
     # -- events -------------------------------------------------------------------------------------------------------
 

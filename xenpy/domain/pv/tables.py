@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from xenpy.domain.ending import End, Ending
 from xenpy.domain.vcpu import Vcpu
 from xenpy.errors import Errno, XenError
 from xenpy.memory import PAGE_SHIFT
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _L1_SHIFT: Final = 12
 _POLL_S: Final = 0.00002
+_PATIENCE_S: Final = 20
+"""So long does no vCPU stay within in-guest code, on however busy a host."""
 
 
 class Tables(Vcpu):
@@ -157,7 +160,10 @@ class Tables(Vcpu):
             self._flush = True
 
     def flush_on(self, vcpu_ids: Iterable[int] | None, gva: int | None) -> None:
-        """Drop translations of several vCPUs, and wait until none runs with them. Under the host's lock."""
+        """Drop translations of several vCPUs, and wait until none runs with them. Under the host's lock.
+
+        Ends the domain if one stays within the shim: where ring 3 reaches that, a kernel can have a vCPU do so.
+        """
         vcpus = self.domain.pv_vcpus
         others = []
         for vcpu_id in range(len(vcpus)) if vcpu_ids is None else vcpu_ids:
@@ -166,8 +172,11 @@ class Tables(Vcpu):
             elif vcpu_id < len(vcpus):
                 vcpus[vcpu_id].flush_wanted = True
                 others.append(vcpus[vcpu_id])
+        deadline = time.monotonic() + _PATIENCE_S
         for vcpu in others:
             if vcpu._in_guest:
                 vcpu.kvm.kick()
             while vcpu._in_guest and vcpu.flush_wanted and self.domain.ending is None:
                 time.sleep(_POLL_S)
+                if time.monotonic() > deadline:
+                    self.domain.end(Ending(End.CRASH, f"vCPU {vcpu.vcpu_id} stays within the shim"))

@@ -44,6 +44,8 @@ _RPL: Final = 3
 _SELECTOR: Final = 0xFFFF
 _EVENT_CHANNEL_OP: Final = 32
 _INT3: Final = b"\xcc"
+_AWAITED_MAX: Final = 8
+"""So many kicks may find the guest where it may have executed INT3; one that has was interrupted by its exception long before."""
 
 
 class PvVcpu(Entering, Contexts):
@@ -57,6 +59,8 @@ class PvVcpu(Entering, Contexts):
         self._kicked = False
         self._kicked_at = 0
         """How much the thread had run when a kick made the guest stop, in nanoseconds; 0 when it goes on."""
+        self._awaited = 0
+        """How many kicks have been left for later because of an INT3 since the last that was attended to."""
         resume = domain.shim.code.resume
         self._code_start, self._code_end = min(resume), max(resume)
         self._late = LateEvents(domain, self._words)
@@ -79,8 +83,9 @@ class PvVcpu(Entering, Contexts):
                 return
             if not self._busy:
                 self._late.send()
-                if self._kicked:
+                if self._kicked and not self.within_shim:
                     self._kicked = False
+                    self._awaited = 0
                     self._attend()
                 if self._blocked or not self._up:
                     self._sleep()
@@ -166,10 +171,17 @@ class PvVcpu(Entering, Contexts):
             events = kvm.get_events()
             queued = events.exception.injected or events.exception.pending
             self._in_ring3()
-            self._busy = bool(queued) or self._near_breakpoint(rip)
+            self._busy = bool(queued) or self._awaits_breakpoint(rip)
         self._in_guest = self._busy
         if self._busy:
             self._retry_soon()
+
+    def _awaits_breakpoint(self, rip: int) -> bool:
+        """Tell whether the guest is to go on to the exception of an INT3. A loop next to such a byte never gets to one."""
+        if self._awaited == _AWAITED_MAX or not self._near_breakpoint(rip):
+            return False
+        self._awaited += 1
+        return True
 
     def _near_breakpoint(self, rip: int) -> bool:
         """Tell whether the guest may have just executed INT3: KVM does not tell of software exceptions that it still has to deliver."""

@@ -150,6 +150,56 @@ TEST(a_timer_interrupts_user_mode)
     CHECK_EQ(frame->rax, 0x110); /* from user mode, events were not masked, IF was set */
 }
 
+/* Code of user mode's where a kick may find it as it must not be changed: it has to be stopped all the same. */
+extern const uint8_t behind_int3[], reads_port[];
+__asm__(".pushsection .text\n"
+        ".byte 0xcc\n"
+        "behind_int3: jmp behind_int3\n"
+        "reads_port: in $0xe0, %al; jmp reads_port\n"
+        ".popsection");
+
+static void leave_user(struct trap_frame *frame)
+{
+    upcall(frame);
+    if (frame->cs & RPL)
+        frame->rip = (unsigned long)user_echo;
+}
+
+static const struct trap_frame *run_until_timer(const uint8_t *code)
+{
+    quiet();
+    on_trap(ENTRY_EVENT, leave_user);
+    if (!timer_port() || set_timer(system_time() + 5 * MS))
+        return NULL;
+    const struct trap_frame *frame = run_user((user_function)code, 0x55);
+    vcpu_info(0)->evtchn_upcall_mask = 1;
+    return frame;
+}
+
+TEST(a_timer_interrupts_a_loop_behind_int3)
+{
+    for (unsigned i = 0; i < 5; i++) {
+        const struct trap_frame *frame = run_until_timer(behind_int3);
+        REQUIRE(frame);
+        CHECK_EQ(frame->vector, ENTRY_SYSCALL);
+        CHECK_EQ(frame->rax, 0x55);
+        CHECK_EQ(upcalls, 1);
+    }
+}
+
+TEST(a_timer_interrupts_a_loop_of_reads_of_a_port)
+{
+    for (unsigned i = 0; i < 5; i++) {
+        const struct trap_frame *frame = run_until_timer(reads_port);
+        REQUIRE(frame);
+        if (frame->vector == 13)
+            SKIP("the shim needs no port that user mode could read");
+        CHECK_EQ(frame->vector, ENTRY_SYSCALL);
+        CHECK_EQ(frame->rax, 0x55);
+        CHECK_EQ(upcalls, 1);
+    }
+}
+
 TEST(a_timer_in_the_past_fires_at_once)
 {
     quiet();
