@@ -8,12 +8,14 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from isolation_rig import isolated, keeper, pid
+from isolation_rig import isolated, keeper, kill, pid
 from vbd_rig import disk_of
 
+from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP
 from xenpy.abi.ring import SRING_RSP_EVENT, SRING_RSP_PROD
 from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.isolation import keeper as keeping
+from xenpy.devices.isolation.channel import Channel
 from xenpy.devices.isolation.process import TEMPLATE, Process
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vbd_rig import BlkFrontend, Queue
-
-    from xenpy.devices.isolation.channel import Channel
 
 SIZE = 64 << 10
 
@@ -64,6 +64,43 @@ def test_the_last_event_of_a_process_is_not_lost(frontend: BlkFrontend, monkeypa
     frontend.services.until(ended.is_set, "the end")
     frontend.backend.connection = None
     assert frontend.services.events[queue.port] == 2
+
+
+def test_who_does_not_stop_is_killed(frontend: BlkFrontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_STOP_S", 0.05)
+    queue = in_use(frontend)
+    os.kill(pid(frontend), signal.SIGSTOP)
+    asked = queue.transfer(BLKIF_OP.READ, 0, [queue.buffer()])
+    queue.kick()
+    frontend.backend.park()
+    frontend.backend.unpark()
+    assert queue.wait(asked) == [BLKIF_RSP.OKAY]
+
+
+def test_a_template_that_does_not_answer_is_replaced(frontend: BlkFrontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = in_use(frontend)
+    stopped = TEMPLATE.pid
+    assert stopped is not None
+    waited: list[float] = []
+    wait = Channel.wait
+
+    def impatient(channel: Channel, seconds: float) -> bool:
+        waited.append(seconds)
+        return wait(channel, seconds if len(waited) > 1 else 0)
+
+    monkeypatch.setattr(Channel, "wait", impatient)
+    os.kill(stopped, signal.SIGSTOP)
+    kill(frontend)
+    assert queue.read(0) == bytes(4096)
+    assert TEMPLATE.pid != stopped
+
+
+def test_a_template_that_never_answers_costs_the_device(frontend: BlkFrontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_use(frontend)
+    monkeypatch.setattr(Channel, "wait", lambda _channel, _seconds: False)
+    kill(frontend)
+    frontend.await_state(XenbusState.Closing)
+    assert "is not answering" in frontend.services.store.read(frontend.backend.params.error_path)
 
 
 def test_who_is_killed_when_told_to_stop_leaves_no_event_owed(frontend: BlkFrontend) -> None:

@@ -6,6 +6,7 @@ A message is one byte that says what it is, and its payload. What comes from the
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from enum import IntEnum
@@ -92,6 +93,12 @@ class Channel:
         """Send a message. Raises OSError if the other end has gone, BlockingIOError if it has much to read and we do not `wait`."""
         flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
         socket.send_fds(self._socket, [bytes((kind,)) + payload], fds, flags)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a message, or the other end's going, that long; tell whether `receive` returns at once."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def receive(self) -> Message | None:
         """Wait for a message; None when the other end has gone. Raises ChannelError."""

@@ -6,8 +6,9 @@ import json
 import os
 import select
 import threading
+import time
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy import log
 from xenpy.devices.isolation.channel import Channel, ChannelError, Kind
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from xenpy.devices.isolation.grants import GrantServer, IsolationServices
     from xenpy.devices.isolation.process import Process
     from xenpy.devices.journal import Journal
+
+
+_STOP_S: Final = 30.0
+"""How long a process may take to end; whoever waits for that holds up a guest, and what it leaves undone is in the journals."""
 
 
 class Line:
@@ -70,8 +75,12 @@ class Line:
         message.close()
         with self._services.lock:
             kind, payload = self.grants.answer(message)
-        with suppress(OSError):
-            self.channel.send(kind, payload)
+        try:
+            self.channel.send(kind, payload, wait=False)
+        except BlockingIOError:
+            raise ChannelError("it asks and does not listen") from None
+        except OSError:  # it has died
+            pass
         return True
 
     def clear(self) -> None:
@@ -141,7 +150,7 @@ class Keeper:
         threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
     def stop(self, on_end: Callable[[], None]) -> None:
-        """Have the process end after what is under way; when it is gone and has nothing mapped, call `on_end`, under the lock."""
+        """Have the process end after what is under way, or else be killed; when nothing is mapped, call `on_end`, under the lock."""
         self._on_end = on_end
         self._stop.set()
         os.eventfd_write(self._wake, 1)
@@ -232,7 +241,7 @@ class Keeper:
                     return
 
     def _attend(self, control: Channel) -> None:
-        """Do what a process asks for until it is gone. Raises FrontendError, ChannelError."""
+        """Do what a process asks for until it is gone, or has been told to go for too long. Raises FrontendError, ChannelError."""
         poll = select.poll()
         actions: dict[int, Callable[[], bool | None]] = {}
         for line in self._lines:
@@ -240,16 +249,22 @@ class Keeper:
             actions |= {line.notify: line.pass_event, line.channel.fileno(): line.answer}
         for fd in (self._wake, control.fileno(), *actions):
             poll.register(fd, select.POLLIN)
-        while True:
-            for fd, _ in poll.poll():
+        left_s: float | None = None
+        deadline = 0.0
+        while left_s is None or left_s > 0:
+            for fd, _ in poll.poll(left_s and left_s * 1000):
                 if fd == control.fileno():
                     if not self._listen(control):
                         return
                 elif fd == self._wake:
                     os.eventfd_read(self._wake)
-                    control.send(Kind.STOP)
+                    deadline = time.monotonic() + _STOP_S
+                    with suppress(BlockingIOError):  # it does not listen
+                        control.send(Kind.STOP, wait=False)
                 elif actions[fd]() is False:
                     poll.unregister(fd)
+            if deadline:
+                left_s = deadline - time.monotonic()
 
     def _listen(self, control: Channel) -> bool:
         """Hear what the process says of itself; return whether it is still there. Raises FrontendError, ChannelError."""

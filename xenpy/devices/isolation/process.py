@@ -20,6 +20,8 @@ _BOOTSTRAP: Final = (
 )
 _ATTEMPTS: Final = 3
 _END_S: Final = 5.0
+_FORK_S: Final = 30.0
+"""A template that was just started has its modules to read."""
 
 
 class Process:
@@ -99,7 +101,10 @@ class Template:
         self.drop()
 
     def fork(self, theirs: Channel) -> Process:
-        """Make a process that gets one end of a connection, which is the caller's to close. Raises HostError."""
+        """Make a process that gets one end of a connection, which is the caller's to close.
+
+        Raises HostError if the template dies, or does not answer, again and again.
+        """
         with self._lock:
             for _ in range(_ATTEMPTS):
                 with suppress(OSError, ChannelError):
@@ -107,13 +112,19 @@ class Template:
                     if process is not None:
                         return process
                 self._end()
-        raise HostError("no process for a device can be started: the one that they are forked from dies")
+        raise HostError(
+            "no process for a device can be started: the one that they are forked from dies, or is not answering"
+        )
 
     def _ask(self, theirs: Channel) -> Process | None:
         if self._channel is None:
             self._start()
         assert self._channel is not None
-        self._channel.send(Kind.FORK, fds=[theirs.fileno()])
+        self._channel.send(Kind.FORK, fds=[theirs.fileno()], wait=False)
+        if not self._channel.wait(_FORK_S):
+            assert self._process is not None
+            self._process.kill()  # or it might go on later, and end what it guards
+            return None
         answer = self._channel.receive()
         if answer is None or answer.kind is not Kind.FORKED:
             return None
