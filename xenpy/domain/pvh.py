@@ -169,12 +169,15 @@ class PvhDomain(Domain):
         self.timekeeper.place(self._vcpus[vcpu_id])
         if self.kernel_events is not None:
             self._vcpus[vcpu_id].request(partial(self._look_at_all, vcpu_id))
+        self._vcpus[vcpu_id].upcall()  # it is marked as pending already, so that nobody else would
 
     def _look_at_all(self, vcpu_id: int) -> None:
         """Have a vCPU look at every event: until KVM knew of its vcpu_info it marked the upcall in the one before."""
         info = self.shared_info.vcpu_info[vcpu_id]
-        info.set_all_selectors()
-        info.set_upcall_pending()
+        with self.host.lock:
+            info.set_all_selectors()
+            info.set_upcall_pending()
+            self._vcpus[vcpu_id].upcall()
 
     def callback_changed(self) -> None:
         """Take note that the guest has set HVM_PARAM_CALLBACK_IRQ."""

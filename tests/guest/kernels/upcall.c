@@ -10,11 +10,14 @@
 
 static volatile unsigned callbacks, own_upcalls;
 static evtchn_port_t port;
+static uint8_t info_page[PAGE_SIZE] PAGE_ALIGNED;
+static volatile vcpu_info_t *placed;
 
 static void acknowledge(void)
 {
-    vcpu_info(0)->evtchn_upcall_pending = 0;
-    vcpu_info(0)->evtchn_pending_sel = 0;
+    volatile vcpu_info_t *info = placed ? placed : vcpu_info(0);
+    info->evtchn_upcall_pending = 0;
+    info->evtchn_pending_sel = 0;
     shared_info->evtchn_pending[port / BITS] &= ~(1ul << port % BITS);
 }
 
@@ -145,4 +148,19 @@ TEST(own_vector_ends_a_halt)
     wait_for_interrupt();
     CHECK_EQ(own_upcalls, before + 1);
     CHECK(system_time() >= timer.timeout_abs_ns);
+}
+
+/* It is marked as pending when it is placed: that must be told, or nothing ever is again. */
+TEST(a_placed_vcpu_info_is_told_of)
+{
+    struct vcpu_register_vcpu_info op = {.mfn = gfn_of(info_page)};
+    unsigned before = own_upcalls;
+    CHECK_OK(vcpu_op(VCPUOP_register_vcpu_info, 0, &op));
+    placed = (void *)info_page;
+    take_interrupts(&own_upcalls, before + 1);
+    CHECK_EQ(own_upcalls, before + 1);
+    before = own_upcalls;
+    CHECK_OK(send());
+    take_interrupts(&own_upcalls, before + 1);
+    CHECK_EQ(own_upcalls, before + 1);
 }
