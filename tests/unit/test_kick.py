@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from xenpy.framepool import FramePool
 from xenpy.kvm.kick import KickTimer, kick
+from xenpy.kvm.vcpu import KvmVcpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,3 +119,16 @@ def test_a_read_that_sleeps_is_interrupted_but_goes_on(flags: tuple[memoryview, 
     os.close(read_end)
     os.close(write_end)
     assert got == [b"x"], "Python repeats a call that a signal interrupted"
+
+
+def test_a_kick_while_kvm_completes_an_instruction_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    vcpu = KvmVcpu.__new__(KvmVcpu)
+    vcpu.fd, vcpu.run = 99, SimpleNamespace(immediate_exit=0)
+
+    def run_guest(*_: int) -> int:
+        assert vcpu.run.immediate_exit, "the guest would run"
+        return -errno.EINTR
+
+    monkeypatch.setattr("xenpy.kvm.vcpu.libc.ioctl", run_guest)
+    assert vcpu.complete() == -errno.EINTR
+    assert vcpu.run.immediate_exit, "a kick of this moment has set nothing else"

@@ -85,11 +85,12 @@ class KvmVcpu:
         return int(self.run.exit_reason) if result >= 0 else result
 
     def complete(self) -> int:
-        """Let KVM finish an instruction that exited (port I/O, MMIO, MSR) without running the guest further; return -errno."""
+        """Let KVM finish an instruction that exited (port I/O, MMIO, MSR) without running the guest further; return -errno.
+
+        The next entry returns at once, as if kicked: a kick that came meanwhile looks the same, and must not be lost.
+        """
         self.run.immediate_exit = 1
-        result = libc.ioctl(self.fd, request.KVM_RUN, 0)
-        self.run.immediate_exit = 0
-        return result
+        return libc.ioctl(self.fd, request.KVM_RUN, 0)
 
     def dirty(self, classes: int) -> None:
         """Have the next entry load register classes (Sync) from the shared page."""
