@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from xenpy.domain.pvh import PvhDomain
 from xenpy.domain.pvh_vcpu import PvhVcpu
 from xenpy.domain.saved import DomainState, PvhState, PvhVcpuState, Resume, load_common, load_vcpu, save_common
+from xenpy.domain.timekeeping import vcpu_info_gpa
 from xenpy.errors import HostError
 from xenpy.kvm.saved import MSR_TSC_DEADLINE
 from xenpy.pv.hvm_params import HVM_PARAM
@@ -88,6 +89,21 @@ class RestoredPvhDomain(PvhDomain):
         self._set_callback(self.hvm_params.values.get(HVM_PARAM.CALLBACK_IRQ, 0))
         for vcpu in self._vcpus:
             self.timekeeper.place(vcpu)
+            if self.kvm_xen:
+                self._look_at_events(_of(vcpu))
+
+    def _look_at_events(self, vcpu: PvhVcpu) -> None:
+        """Have a vCPU look at every event: KVM may keep to itself which word has one that came while the vCPU stood, until it runs.
+
+        Ref: Linux arch/x86/kvm/xen.c, evtchn_pending_sel of struct kvm_vcpu_xen
+        """
+        if vcpu_info_gpa(vcpu) is None:
+            return
+        info = self.shared_info.vcpu_info[vcpu.vcpu_id]
+        info.set_all_selectors()
+        info.set_upcall_pending()
+        if vcpu.is_up:
+            vcpu.upcall()
 
     def start(self) -> None:
         """Let the vCPUs go on, at the system time at which they stood still."""
