@@ -128,6 +128,7 @@ class Kernel:
         self.routes: dict[int, tuple[int, int]] = {}
         self.attached: dict[int, int] = {}
         self.refuses = False
+        self.refuses_eventfds = False
 
     def send_to_vcpu(self, port: int, vcpu: int) -> None:
         self._send(port, "vcpu", vcpu)
@@ -148,6 +149,8 @@ class Kernel:
         self.routes = dict(routes)
 
     def attach(self, fd: int, gsi: int) -> None:
+        if self.refuses_eventfds:
+            raise OSError(16, "refused")
         assert gsi in self.routes
         assert fd not in self.attached
         self.attached[fd] = gsi
@@ -208,6 +211,32 @@ def test_a_backend_without_them_is_reached_by_the_hypercall(world: World) -> Non
     world.connect()
     world.evtchn.bind_virq(VIRQ.TIMER, 0)
     assert (world.kernel.sends, world.kernel.attached) == ({}, {})
+
+
+def test_an_eventfd_that_is_refused_takes_no_interrupt(world: World) -> None:
+    world.kernel.refuses_eventfds = True
+    for _ in range(2):
+        with pytest.raises(OSError, match="refused"):
+            world.connect(wake=50, notify=51)
+    world.kernel.refuses_eventfds = False
+    port, _ = world.connect(wake=60, notify=61)
+    assert (world.kernel.attached, world.kernel.routes) == ({61: 0}, {0: (port, 0)})
+
+
+def test_a_port_is_closed_with_nothing_pending(world: World) -> None:
+    port = world.evtchn.bind_ipi(1)
+    tell = world.evtchn.changed
+
+    def send_late(entry: Any) -> None:
+        world.evtchn.deliver(entry)  # as KVM may until it has been told
+        tell(entry)
+
+    world.evtchn.changed = send_late
+    world.evtchn.close(port)
+    world.evtchn.changed = tell
+    again = world.evtchn.bind_ipi(1)
+    assert again == port
+    assert not world.evtchn.is_pending(again)
 
 
 def test_events_follow_the_vcpu_that_a_port_is_bound_to(world: World) -> None:

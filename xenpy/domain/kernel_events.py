@@ -105,8 +105,12 @@ class Ports:
         if gsi is None:
             return  # a guest with so many devices has us send the events of those that came last
         self._routes[gsi] = target
-        self._kvm.route(self._routes)
-        self._kvm.attach(fd, gsi)
+        try:
+            self._kvm.route(self._routes)
+            self._kvm.attach(fd, gsi)
+        except OSError:
+            del self._routes[gsi]
+            raise
         self._attached[entry.number] = fd, gsi
 
     def _detach(self, port: int) -> None:

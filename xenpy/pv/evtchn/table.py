@@ -118,9 +118,9 @@ class PortTable:
         return entry
 
     def _free(self, entry: Port) -> None:
-        self._delivery.clear_pending(entry)
         entry.reset()
-        self.changed(entry)
+        self.changed(entry)  # first: until KVM knows, it may make the event pending
+        self._delivery.clear_pending(entry)
         self._first_free = min(self._first_free, entry.number)
 
     # -- binding ------------------------------------------------------------------------------------------------------
