@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 from xenpy.abi.debugcons import DEBUG_PORT
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
-from xenpy.domain.areas import Area
 from xenpy.domain.debugging import INT3, OUT_DX, Trap
 from xenpy.domain.hvm_context import StartState, load
 from xenpy.domain.upcalls import RFLAGS_IF, Upcalls
@@ -83,7 +82,7 @@ class PvhVcpu(Vcpu):
     def restore(self, state: PvhVcpuState) -> None:
         """Take over what `state` returned."""
         self.upcalls.vector, self.upcalls.unsettled = state.upcall_vector, state.upcall_unsettled
-        self.time_area = None if state.time_area is None else Area(*state.time_area)
+        self.time_area = state.time_area
         self._initial = state.initial
         self.upcalls.tell_kernel()
 

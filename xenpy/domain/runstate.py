@@ -14,7 +14,8 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.vcpu import RUNSTATE, XEN_RUNSTATE_UPDATE
-from xenpy.domain.areas import Area
+from xenpy.codec import plain
+from xenpy.domain.areas import RUNSTATE_LAYOUTS, Area
 from xenpy.errors import XenError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _PERIOD_MAX_NS: Final = 1_000_000_000
 _SCHEDSTAT_SIZE: Final = 128
 
 
+@plain
 @dataclass(frozen=True, slots=True)
 class RunstateState:
     """An account as plain data: when it began, how long it has (run, waited), in ns of system time; where the guest wants a copy."""
@@ -42,7 +44,7 @@ class RunstateState:
     used: tuple[int, int]
     offline_since: int | None
     offline_ns: int
-    area: tuple[int, bool] | None
+    area: Area | None
     wide: bool
     update_flag: bool
 
@@ -99,16 +101,15 @@ class ThreadRunstate:
 
     def state(self) -> RunstateState:
         """Return the account as plain data."""
-        area = None if self.area is None else (self.area.address, self.area.physical)
         return RunstateState(
-            self._started, self._used(), self._offline_since, self._offline_ns, area, self.wide, self.update_flag
+            self._started, self._used(), self._offline_since, self._offline_ns, self.area, self.wide, self.update_flag
         )
 
     def restore(self, state: RunstateState) -> None:
         """Go on with an account of the same system time; another thread will carry the vCPU."""
         self._started, self._before, self.update_flag = state.started, state.used, state.update_flag
         self._offline_since, self._offline_ns = state.offline_since, state.offline_ns
-        self.area, self.wide = None if state.area is None else Area(*state.area), state.wide
+        self.area, self.wide = state.area, state.wide
 
     def _used(self) -> tuple[int, int]:
         """Return how long the thread has run and waited, in system time."""
@@ -161,7 +162,7 @@ class ThreadRunstate:
             return
         state, entered, times = self.read()
         flag = XEN_RUNSTATE_UPDATE if self.update_flag else 0
-        layout = "<i4x5Q" if self.wide else "<i5Q"
+        layout = RUNSTATE_LAYOUTS[self.wide]
         with suppress(XenError):  # it is not there now
             if flag:
                 self.area.write(vcpu, pack(layout, state, entered | flag, *times))

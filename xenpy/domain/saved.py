@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenpy.codec import plain
+from xenpy.domain.areas import Area
 from xenpy.domain.hvm_context import StartState
 from xenpy.domain.runstate import RunstateState
 from xenpy.errors import HostError, XenError
@@ -44,8 +45,8 @@ class PvVcpuState:
     dr6: int
     dr7: int
     tsc_aux: int
-    time_area: tuple[int, bool] | None
-    """The second vcpu_time_info, as `Area`."""
+    time_area: Area | None
+    """The second vcpu_time_info."""
 
 
 @plain
@@ -55,7 +56,7 @@ class PvhVcpuState:
 
     upcall_vector: int
     upcall_unsettled: bool
-    time_area: tuple[int, bool] | None
+    time_area: Area | None
     initial: StartState | None
 
 

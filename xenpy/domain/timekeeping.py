@@ -61,10 +61,9 @@ class Timekeeper:
         self._second: dict[int, int] = {}
         """By vCPU: where KVM keeps a second copy."""
 
-    @property
-    def kvm_copies(self) -> bool:
-        """Whether KVM keeps a vCPU's second vcpu_time_info as well as the first."""
-        return self._domain.kvm_xen and not self.own
+    def kvm_copies(self, vcpu: Vcpu) -> bool:
+        """Tell whether KVM keeps a vCPU's second vcpu_time_info as well as the first."""
+        return self._second.get(vcpu.vcpu_id, KVM_INVALID_GPA) != KVM_INVALID_GPA
 
     def change(self, action: Callable[[SystemClock], None]) -> None:
         """Change the clock, and all that goes by it. While no vCPU runs, the host's lock being held only if all sleep. Raises HostError."""
@@ -99,16 +98,27 @@ class Timekeeper:
         if self._domain.kvm_xen:
             if gpa is not None:
                 vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_INFO, gpa=gpa if by_kvm else KVM_INVALID_GPA)
-            area = vcpu.time_area
-            second = area.address if area is not None and by_kvm else KVM_INVALID_GPA
-            if second != self._second.get(vcpu.vcpu_id, KVM_INVALID_GPA):
-                self._second[vcpu.vcpu_id] = second
-                vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_TIME_INFO, gpa=second)
+            self._place_second(vcpu, by_kvm=by_kvm)
         elif gpa is not None:
             # KVM's own pvclock has vcpu_time_info's layout.
             vcpu.kvm.set_msrs({MSR_KVM_SYSTEM_TIME_NEW: gpa + TIME_OFFSET | 1 if by_kvm else 0})
         if self.own and gpa is not None:
             self._write(vcpu)
+
+    def _place_second(self, vcpu: Vcpu, *, by_kvm: bool) -> None:
+        """Have KVM keep the second copy where it can, which is within a page that it may write to."""
+        area = vcpu.time_area
+        whole = area is not None and area.rest is None
+        second = area.address if area is not None and whole and by_kvm else KVM_INVALID_GPA
+        if second == self._second.get(vcpu.vcpu_id, KVM_INVALID_GPA):
+            return
+        try:
+            vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_TIME_INFO, gpa=second)
+        except OSError as error:
+            self._domain.log("time-area", f"vcpu_time_info at gpa {second:#x}: {error}; it is written by Python")
+            vcpu.kvm.xen_set_attr(XenVcpuAttr.VCPU_TIME_INFO, gpa=KVM_INVALID_GPA)
+            second = KVM_INVALID_GPA
+        self._second[vcpu.vcpu_id] = second
 
     def _write(self, vcpu: Vcpu) -> None:
         """Write vcpu_time_info ourselves. The guest must not be reading it."""

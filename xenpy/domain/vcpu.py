@@ -19,6 +19,7 @@ from xenpy.hypercalls.call import Call
 from xenpy.kvm import exits
 from xenpy.kvm.constants import Exit, Sync
 from xenpy.kvm.vcpu import KvmVcpu
+from xenpy.memory import PAGE_SIZE
 from xenpy.pv.time import VcpuTimers
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class Vcpu(Waiting):
         now = time.monotonic_ns()  # the clock by which the kick comes: it is never early
         if self.retry_at is not None:
             delay = self.retry_at - now if delay is None else min(delay, self.retry_at - now)
-        if self.time_area is not None and not self.domain.kvm_xen:
+        if self.time_area is not None and not self.domain.timekeeper.kvm_copies(self):
             period = areas.TIME_PERIOD_NS if self.time_published else areas.TIME_SOON_NS
             delay = period if delay is None else min(delay, period)
         if delay is None:
@@ -318,18 +319,21 @@ class Vcpu(Waiting):
     # -- time and runstate ----------------------------------------------------------------------------------------------
 
     def register_runstate(self, address: int, *, physical: bool) -> None:
-        """Keep struct vcpu_runstate_info current at a guest address. Raises XenError(EFAULT)."""
+        """Keep struct vcpu_runstate_info current at a guest address. Raises XenError: EFAULT, ENXIO."""
         areas.register_runstate(self, address, physical=physical)
 
     def register_time(self, address: int, *, physical: bool) -> None:
-        """Keep a second vcpu_time_info current at a guest address. Raises XenError(EFAULT)."""
+        """Keep a second vcpu_time_info current at a guest address. Raises XenError: EFAULT, ENXIO."""
         areas.register_time(self, address, physical=physical)
 
-    def area_at(self, address: int, *, physical: bool) -> areas.Area:
+    def area_at(self, address: int, size: int, *, physical: bool) -> areas.Area:
         """Return an area that the guest registers: by its gpa, whatever its address was. Raises XenError(EFAULT)."""
-        gpa = address if physical else self.translate(address, write=True)
-        self.domain.memory.check(gpa, 1)
-        return areas.Area(gpa, physical=True)
+        found = []
+        for start, length in areas.pages(address, size, PAGE_SIZE):
+            gpa = start if physical else self.translate(start, write=True)
+            self.domain.memory.check(gpa, length)
+            found.append(gpa)
+        return areas.Area(found[0], True, *found[1:])
 
     def area_pieces(self, address: int, size: int, *, physical: bool) -> list[tuple[int, int]]:
         """Return the (gpa, size) of what an area consists of. Raises XenError where it may not be written to."""

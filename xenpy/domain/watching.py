@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from xenpy.domain.areas import shared_pages
 from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import Cap, Exit, InternalError
 from xenpy.memory import PAGE_MASK, PAGE_SHIFT
@@ -63,12 +64,19 @@ class Watchpoints:
         self._wanted[gva, size] = found
 
     def _check(self, gpa: int) -> None:
-        """Raise XenError(EPERM) for a page that the guest shares with us: what both write must be written by atomic instructions."""
+        """Raise XenError(EPERM) for a page that the guest shares with us.
+
+        What both write must be written by atomic instructions, and KVM's clock cannot be written to what is read-only.
+        """
         domain = self._domain
         domain.check_writable(gpa)
         page = gpa >> PAGE_SHIFT
         infos = domain.shared_info.vcpu_info
-        if domain.memory.placed(page) or any(info.gpa is not None and info.gpa >> PAGE_SHIFT == page for info in infos):
+        if (
+            domain.memory.placed(page)
+            or any(info.gpa is not None and info.gpa >> PAGE_SHIFT == page for info in infos)
+            or any(page in shared_pages(vcpu) for vcpu in domain.vcpus)
+        ):
             raise XenError(Errno.EPERM, f"gpa {gpa:#x} is in a page that the guest shares with Xen")
 
     def clear(self, gva: int, size: int) -> None:

@@ -7,7 +7,7 @@
 #define CROSSING (PAGE_SIZE - sizeof(vcpu_info_t) + 8)
 
 static uint8_t info_page[PAGE_SIZE] PAGE_ALIGNED;
-static uint8_t state_page[PAGE_SIZE] PAGE_ALIGNED;
+static uint8_t state_page[2 * PAGE_SIZE] PAGE_ALIGNED;
 #define INFO_OFFSET 128
 
 static long register_info(unsigned long gfn, uint32_t offset)
@@ -105,7 +105,7 @@ static void check_runstate_area(unsigned cmd, unsigned long offset)
 {
     volatile struct vcpu_runstate_info *info = (void *)(state_page + offset);
     struct vcpu_register_runstate_memory_area area = {0};
-    memset(state_page, 0xaa, PAGE_SIZE);
+    memset(state_page, 0xaa, sizeof state_page);
     if (cmd == VCPUOP_register_runstate_memory_area)
         area.addr.v = (void *)info;
     else
@@ -127,15 +127,37 @@ TEST(runstate_area_by_physical_address)
     check_runstate_area(14 /* VCPUOP_register_runstate_phys_area, of Xen 4.18's header */, 256);
 }
 
-TEST(second_clock)
+TEST(runstate_area_across_pages)
 {
-    volatile struct vcpu_time_info *time = (void *)(state_page + 1024);
+    check_runstate_area(VCPUOP_register_runstate_memory_area, PAGE_SIZE - 16);
+}
+
+TEST(physical_areas_are_within_a_page)
+{
+    struct vcpu_register_runstate_memory_area area = {.addr.p = (unsigned long)state_page + PAGE_SIZE - 16};
+    CHECK_ERR(vcpu_op(14, 0, &area), XEN_ENXIO);
+    CHECK_ERR(vcpu_op(15 /* VCPUOP_register_vcpu_time_phys_area */, 0, &area), XEN_ENXIO);
+}
+
+static void check_second_clock(unsigned long offset)
+{
+    volatile struct vcpu_time_info *time = (void *)(state_page + offset);
     struct vcpu_register_time_memory_area area = {.addr.v = (void *)time};
-    memset(state_page, 0, PAGE_SIZE);
+    memset(state_page, 0, sizeof state_page);
     CHECK_OK(vcpu_op(VCPUOP_register_vcpu_time_memory_area, 0, &area));
     CHECK(time->version && !(time->version & 1));
     CHECK_EQ(time->tsc_to_system_mul, vcpu_info(0)->time.tsc_to_system_mul);
     CHECK(time->system_time <= system_time());
+}
+
+TEST(second_clock)
+{
+    check_second_clock(1024);
+}
+
+TEST(second_clock_across_pages)
+{
+    check_second_clock(PAGE_SIZE - 16);
 }
 
 TEST(get_physid)

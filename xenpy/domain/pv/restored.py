@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenpy.domain.areas import Area
 from xenpy.domain.pv.domain import PvDomain
 from xenpy.domain.pv.state import Callback, Trap
 from xenpy.domain.pv.vcpu import PvVcpu
@@ -93,5 +92,5 @@ def _load_vcpu(vcpu: PvVcpu, state: PvVcpuState) -> None:
     vcpu.callbacks = {type_: Callback(*callback) for type_, callback in state.callbacks.items()}
     vcpu.nmi_pending, vcpu.nmi_masked = state.nmi_pending, state.nmi_masked
     vcpu.dr6, vcpu.dr7, vcpu.tsc_aux = state.dr6, state.dr7, state.tsc_aux
-    vcpu.time_area = None if state.time_area is None else Area(*state.time_area)
+    vcpu.time_area = state.time_area
     vcpu.resume(blocked=state.blocked)

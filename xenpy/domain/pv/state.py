@@ -197,12 +197,12 @@ class PvState(Tables):
         """Tell that it does not: a PV guest says when it is done."""
         return False
 
-    def area_at(self, address: int, *, physical: bool) -> Area:
+    def area_at(self, address: int, size: int, *, physical: bool) -> Area:
         """Return an area that the guest registers; what is there is looked up each time that it is written. Raises XenError(EFAULT)."""
         if not physical and not is_guest_address(address):
             raise XenError(Errno.EFAULT, f"an area at {address:#x}")
         if physical:
-            self.area_pieces(address, 1, physical=True)
+            self.area_pieces(address, size, physical=True)
         return Area(address, physical)
 
     def area_pieces(self, address: int, size: int, *, physical: bool) -> list[tuple[int, int]]:
