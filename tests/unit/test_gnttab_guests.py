@@ -169,7 +169,8 @@ class _PvMapper:
         if new_addr:
             self.mapped[new_addr] = frame
 
-    def release(self, frame: Frame) -> None:
+    def release(self, flags: int, frame: Frame) -> None:
+        assert flags == self.flags
         self.released.append(frame)
 
 

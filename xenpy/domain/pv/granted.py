@@ -35,13 +35,19 @@ _AVAILABLE: Final = 7
 _AVAILABLE_SHIFT: Final = 9
 
 
+def _key(flags: int, frame: Frame) -> tuple[Frame, bool]:
+    """Return what mappings of a page that are made with these flags share an mfn by."""
+    return frame, bool(flags & GNTMAP_readonly)
+
+
 class GrantedPages:
     """Maps granted pages into a PV guest, at most `size` at once. Under the host's lock."""
 
     def __init__(self, domain: PvDomain, size: int) -> None:
         self._domain = domain
         self._size = size
-        self._used: dict[Frame, list[int]] = {}  # frame -> its mfn, and how many mappings it has
+        self._used: dict[tuple[Frame, bool], list[int]] = {}
+        """(frame, whether it is read-only) -> its mfn, and how many mappings it has."""
         self._free: list[int] = []
         self._next = WINDOW_GPA >> PAGE_SHIFT
 
@@ -52,7 +58,7 @@ class GrantedPages:
 
     def map(self, host_addr: int, flags: int, frame: Frame) -> int:
         """Map a page by the entry at a machine address, or that of a linear address; return the page's machine address."""
-        mfn = self._take(frame)
+        mfn = self._take(flags, frame)
         if flags & GNTMAP_host_map:
             entry = mfn << PAGE_SHIFT | PTE_PRESENT | PTE_ACCESSED
             entry |= (flags >> GNTMAP_guest_avail0 & _AVAILABLE) << _AVAILABLE_SHIFT
@@ -63,7 +69,7 @@ class GrantedPages:
             try:
                 old = self._domain.mmu.replace_foreign(self._entry_gpa(host_addr, flags), entry)
             except XenError as error:
-                self.release(frame)
+                self.release(flags, frame)
                 raise GrantError(GNTST.general_error, str(error)) from None
             if old & PTE_PRESENT:
                 self._domain.flush_all()
@@ -73,7 +79,7 @@ class GrantedPages:
         """Clear the entry, or move there that of another linear address, and drop all translations."""
         if new_addr and flags & GNTMAP_contains_pte:
             raise GrantError(GNTST.general_error, "a mapping that was made by its entry is not replaced")
-        mmu, mfn = self._domain.mmu, self._used[frame][0]
+        mmu, mfn = self._domain.mmu, self._used[_key(flags, frame)][0]
         try:
             gpa = self._entry_gpa(host_addr, flags)
             if not new_addr:
@@ -87,17 +93,19 @@ class GrantedPages:
             raise GrantError(GNTST.general_error, str(error)) from None
         self._domain.flush_all()
 
-    def release(self, frame: Frame) -> None:
-        """Take note that one mapping of a page is no more."""
-        used = self._used[frame]
+    def release(self, flags: int, frame: Frame) -> None:
+        """Take note that one mapping of a page, made with these flags, is no more."""
+        key = _key(flags, frame)
+        used = self._used[key]
         used[1] -= 1
         if not used[1]:
-            del self._used[frame]
+            del self._used[key]
             self._domain.memory.unplace(used[0])
             self._free.append(used[0])
 
-    def _take(self, frame: Frame) -> int:
-        used = self._used.get(frame)
+    def _take(self, flags: int, frame: Frame) -> int:
+        key = _key(flags, frame)
+        used = self._used.get(key)
         if used is None:
             first = WINDOW_GPA >> PAGE_SHIFT
             if self._next == first and not self._free:
@@ -106,14 +114,15 @@ class GrantedPages:
                 raise GrantError(GNTST.no_space, "the guest maps as many granted pages as it may")
             mfn = self._free[-1] if self._free else self._next
             try:
-                self._domain.memory.place(mfn, frame)
+                # Where ring 3 can write to its page tables, an entry that is read-only keeps nobody from the page.
+                self._domain.memory.place(mfn, frame, readonly=bool(flags & GNTMAP_readonly))
             except (XenError, OSError) as error:  # OSError: a guest may map more pages than the host lets us map
                 raise GrantError(GNTST.general_error, str(error)) from None
             if self._free:
                 self._free.pop()
             else:
                 self._next += 1
-            used = self._used[frame] = [mfn, 0]
+            used = self._used[key] = [mfn, 0]
         used[1] += 1
         return used[0]
 

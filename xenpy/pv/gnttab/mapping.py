@@ -34,8 +34,8 @@ class Mapper(Protocol):
     def unmap(self, host_addr: int, flags: int, frame: Frame, new_addr: int = 0) -> None:
         """Undo a host mapping; `new_addr` names what takes the place of the mapping, 0 for nothing."""
 
-    def release(self, frame: Frame) -> None:
-        """Take note that a page that has been mapped once is used so no more, neither by the guest nor by its devices."""
+    def release(self, flags: int, frame: Frame) -> None:
+        """Take note that a page mapped once, with these flags, is used so no more, neither by the guest nor by its devices."""
 
 
 class HvmMapper:
@@ -72,7 +72,7 @@ class HvmMapper:
             raise GrantError(GNTST.general_error, f"no grant is mapped at gpa {host_addr:#x}")
         self._memory.unplace(gfn)
 
-    def release(self, frame: Frame) -> None:
+    def release(self, flags: int, frame: Frame) -> None:
         """Do nothing: what is mapped is all there is."""
 
 

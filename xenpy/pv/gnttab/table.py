@@ -273,7 +273,7 @@ class GrantTable:
         if not mapping.live:
             del self._handles[handle]
             self._free_handles.append(handle)
-            self._mapper.release(mapping.pin.frame)
+            self._mapper.release(mapping.flags, mapping.pin.frame)
             mapping.pin.release()
 
     def copy(self, source: CopyEnd, dest: CopyEnd, length: int) -> None:
