@@ -17,7 +17,7 @@ from xenpy.domain.pvh_vcpu import PvhVcpu
 from xenpy.domain.upcalls import callback_vector
 from xenpy.domain.vcpu import HYPERCALL_PORT
 from xenpy.errors import Errno, HostError, XenError
-from xenpy.kvm.constants import KVM_INVALID_GFN, MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig, XenVcpuAttr
+from xenpy.kvm.constants import KVM_XEN_INVALID_GFN, MSR_EXIT_REASON_FILTER, Cap, XenAttr, XenConfig, XenVcpuAttr
 from xenpy.memory import PAGE_SIZE
 from xenpy.pv.hvm_params import HVM_PARAM
 
@@ -159,7 +159,7 @@ class PvhDomain(Domain):
         if self.kvm_xen and wide != self._kvm_is_wide:
             self._kvm_is_wide = wide
             if self.kvm_delivers:  # KVM writes the wall clock at once, where the page may be no more
-                self.vm.xen_set_attr(XenAttr.SHARED_INFO, gfn=KVM_INVALID_GFN)
+                self.vm.xen_set_attr(XenAttr.SHARED_INFO, gfn=KVM_XEN_INVALID_GFN)
             self.vm.xen_set_attr(XenAttr.LONG_MODE, long_mode=wide)
             self._tell_shared_info()
         self.write_wallclock()  # last: KVM's own knows of no wall clock but the host's
