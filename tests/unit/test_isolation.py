@@ -21,7 +21,11 @@ from xenpy.abi.blkif import BLKIF_OP
 from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.isolation import patience
 from xenpy.devices.isolation.channel import Channel, Kind
+from xenpy.devices.isolation.child import Job
+from xenpy.devices.isolation.memory import Ram
 from xenpy.devices.isolation.process import TEMPLATE
+from xenpy.devices.vbd import served
+from xenpy.devices.vbd.image import open_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +132,26 @@ def test_it_ends_with_the_vmm(image: Path) -> None:
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(20_000)
         os.close(pidfd)
+
+
+def test_it_serves_with_whatever_priority_it_has(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    backing = open_disk(disk_of(image))
+    parcel = backing.parcel()
+    assert parcel is not None
+    ours, theirs = Channel.pair()
+    ours.close()
+    ram_fd = os.memfd_create("ram")
+    os.ftruncate(ram_fd, 4096)
+    device = {"kind": parcel.kind, "fields": parcel.fields, "rings": []}
+    served.main(Job(Ram(ram_fd), [], device, parcel.fds), theirs)
+    os.close(ram_fd)
+    theirs.close()
+    backing.close()
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

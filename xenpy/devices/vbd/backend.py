@@ -5,6 +5,7 @@ Ref: xen/include/public/io/blkif.h, docs/misc/xenstore-paths.pandoc
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Final
 
 from xenpy.abi.blkif import LAYOUTS, NATIVE_PROTOCOL, SECTOR_SHIFT, SECTOR_SIZE, VDISK
@@ -45,10 +46,12 @@ class VbdBackend(Backend):
         """What serves the frontend, while one is connected."""
         self._plan: Plan | None = None
         self._ask: Ask | None = None
-        self._moving = False  # from a process to threads, or to another medium
+        self._moving = False  # on the way from a process to threads, to another medium, or to nothing
         self._inserted: list[tuple[DiskConfig, Backing]] = []
         """Media that wait for requests under way, the last of which stays."""
-        self._on_moved: Callable[[], None] | None = None
+        self._closing: list[threading.Thread] = []
+        """What closes media that have been taken out."""
+        self._on_moved: list[Callable[[], None]] = []
         if isolated:
             from xenpy.devices.isolation.process import TEMPLATE
 
@@ -159,26 +162,43 @@ class VbdBackend(Backend):
     def insert(self, disk: DiskConfig, backing: Backing) -> None:
         """Put another medium into the drive, which closes it in the end, or an EmptyDrive for none; the guest is told.
 
-        The requests under way are done with the one before. From any thread.
+        The requests under way are done with the one before; a drive that is parked has it when it is not any more. From any thread.
         """
         with self.services.lock:
+            if self._closed:
+                self._close_soon(backing)
+                return
             self._inserted.append((disk, backing))
             if self.connection is not None:
                 connection, self.connection = self.connection, None
                 self._moving = True
                 connection.stop(self._moved)
-            elif not self._moving:
+            elif not self._moving and not self._parked:
                 self._change_media()
 
     def _change_media(self) -> None:
         """Have what was inserted last be what there is; under the lock, while nobody uses what there was."""
         inserted, self._inserted = self._inserted, []
         for disk, backing in inserted:
-            self.services.call_soon(self.backing.close)
+            self._close_soon(self.backing)
             self._disk, self.backing = disk, backing
         if inserted and not self._closed:
             nodes = self.backend_nodes()
             self._tell({name: nodes[name] for name in ("params", "type")} | self._properties())
+
+    def _close_soon(self, backing: Backing) -> None:
+        """Close a medium, in a thread: an image server writes back what it has; under the lock."""
+        self._closing = [thread for thread in self._closing if thread.is_alive()]
+        name = f"vbd {self.domid}/{self.params.devid} closes"
+        self._closing.append(threading.Thread(target=backing.close, name=name, daemon=True))
+        self._closing[-1].start()
+
+    def unpark(self) -> None:
+        """Go on where `park` left off, or with the medium that was inserted since."""
+        with self.services.lock:
+            if not self._closed and not self._moving:
+                self._change_media()
+            super().unpark()
 
     def _tell(self, nodes: Nodes) -> None:
         """Write what has changed, and have a frontend that is connected look at it."""
@@ -187,13 +207,13 @@ class VbdBackend(Backend):
             self.write({"state": XenbusState.Connected.value})  # it looks when the node is written
 
     def _moved(self) -> None:
-        """Go on in threads, or with what has come in the way; under the lock."""
+        """Go on in threads, with another medium, or with what has come in the way; under the lock."""
         self._moving = False
         self._change_media()
-        on_moved, self._on_moved = self._on_moved, None
-        if on_moved is not None:
-            on_moved()
-        elif self._plan is not None:
+        on_moved, self._on_moved = self._on_moved, []
+        for done in on_moved:
+            done()
+        if self._plan is not None:
             self.services.call_soon(self._serve_again)
 
     def _serve_again(self) -> None:
@@ -233,12 +253,13 @@ class VbdBackend(Backend):
     def disconnect(self, done: Callable[[], None]) -> None:
         """Have the requests under way finished and no more begun."""
         connection, self.connection, self._plan = self.connection, None, None
-        if connection is not None:
-            connection.stop(done)
-        elif self._moving:
-            self._on_moved = done
-        else:
+        if connection is None and not self._moving:
             done()
+            return
+        self._moving = True
+        self._on_moved.append(done)
+        if connection is not None:
+            connection.stop(self._moved)
 
     def resize(self, size: int | None = None) -> bool:
         """Look at the medium's size anew, and tell the guest if it changed; return whether it did.
@@ -257,6 +278,8 @@ class VbdBackend(Backend):
         """Close the medium."""
         for medium in (self.backing, *(backing for _, backing in self._inserted)):
             medium.close()
+        for thread in self._closing:
+            thread.join()
         if self._isolated:
             from xenpy.devices.isolation.process import TEMPLATE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from xenpy.abi.blkif import LAYOUTS
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 def main(job: Job, control: Channel) -> None:
     """Serve the queues until told to stop."""
     if _is_alone():
-        # Who has just got a request would take the processor from the guest that is about to make more.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        # Who has just got a request would take the processor from the guest that is about to make more. SCHED_IDLE, which the VMM
+        # may have been started with, yields as well, and leaving it takes a right that we may not have.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     device = job.device
     backing = adopt(device["kind"], device["fields"], job.fds)
     servers = [_server(job, line, ring, backing) for line, ring in zip(job.lines, device["rings"], strict=True)]
