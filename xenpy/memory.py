@@ -253,13 +253,17 @@ class GuestMemory:
 
     def populate(self, gfn: int) -> bool:
         """Put a zeroed RAM page back at a gfn that was RAM at start; tell whether the gfn was one that lacked it."""
-        gpa = gfn << PAGE_SHIFT
-        ram = self._ram_at(gpa)
-        if ram is None or gfn in self._placed or not self._is_absent(ram, gpa):
+        ram, gpa = self._ram_at(gfn << PAGE_SHIFT), gfn << PAGE_SHIFT
+        if ram is None or not self.lacks(gfn):
             return False
         self._mark(ram, gpa, absent=False)
         self._punch(ram, gpa)  # whatever was written to it meanwhile is gone
         return True
+
+    def lacks(self, gfn: int) -> bool:
+        """Tell whether a gfn was RAM at start and has no page at present."""
+        ram = self._ram_at(gfn << PAGE_SHIFT)
+        return ram is not None and gfn not in self._placed and self._is_absent(ram, gfn << PAGE_SHIFT)
 
     def is_ram(self, gfn: int) -> bool:
         """Tell whether a gfn holds RAM of the guest's own at present."""

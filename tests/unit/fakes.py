@@ -203,10 +203,12 @@ class FakeDomain:
             raise XenError(Errno.ESRCH, f"no domain {domid}")
         return self.peers[domid]
 
-    def accept_page(self, gfn: int, data: bytes) -> int:
-        self.asked.append(("page", gfn, data))
+    def check_room(self, gfn: int) -> None:
         if not gfn:
             raise XenError(Errno.ENOMEM)
+
+    def accept_page(self, gfn: int, data: bytes) -> int:
+        self.asked.append(("page", gfn, data))
         return gfn + 1
 
     def shared_info_placed(self, gfn: int) -> None:

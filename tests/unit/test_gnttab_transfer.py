@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,8 +10,9 @@ from fakes import DOMID, OTHER_DOMID, FakeDomain
 
 from xenpy.abi import grant_table as abi
 from xenpy.abi._xen64 import ffi
-from xenpy.errors import Errno
-from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.domain.domain import Domain
+from xenpy.errors import Errno, XenError
+from xenpy.memory import PAGE_SHIFT, PAGE_SIZE, GuestMemory
 from xenpy.pv.mmu.layout import OWNED
 
 if TYPE_CHECKING:
@@ -87,11 +89,28 @@ def test_a_domain_without_room(giver: FakeDomain) -> None:
     other = giver.peers[OTHER_DOMID]
     other.gnttab._shared.write(GREF, abi.GTF_accept_transfer, DOMID, 0)
     assert transfer(giver) == abi.GNTST.general_error
-    flags = other.gnttab._shared.read(GREF).flags
-    assert flags == abi.GTF_accept_transfer | abi.GTF_transfer_committed
+    assert other.gnttab._shared.read(GREF).flags == abi.GTF_accept_transfer, "whoever is committed to is waited for"
+    assert not any(asked[0] == "page" for asked in other.asked)
 
 
 def test_hvm_guests_are_not_offered_it() -> None:
     domain = FakeDomain()
     assert domain.hypercall(GRANT_TABLE_OP, abi.GNTTABOP_transfer.number, ARGUMENT, 1) == -Errno.ENOSYS
     domain.close()
+
+
+def test_room_is_a_hole_where_memory_was_and_a_page_still_allowed() -> None:
+    memory = GuestMemory()
+    memory.add_ram(0, 4 * PAGE_SIZE)
+    memory.release(2)
+    domain: Any = SimpleNamespace(memory=memory, max_pages=4)
+    Domain.check_room(domain, 2)
+    for gfn, max_pages in (1, 4), (9, 4), (2, 3):
+        domain.max_pages = max_pages
+        with pytest.raises(XenError) as error:
+            Domain.check_room(domain, gfn)
+        assert error.value.errno == Errno.ENOMEM
+    domain.max_pages = 4
+    assert Domain.accept_page(domain, 2, b"\xa5" * PAGE_SIZE) == 2
+    assert memory.read(2 * PAGE_SIZE, PAGE_SIZE) == b"\xa5" * PAGE_SIZE
+    memory.close()

@@ -202,10 +202,14 @@ class Domain(ABC):
         """Say what is behind a frame of the guest's own counting."""
         return f"gfn {pfn:#x}: {'RAM' if self.memory.is_ram(pfn) else 'no RAM'}"
 
-    def accept_page(self, gfn: int, data: bytes) -> int:
-        """Have a page that another domain gives away, at a gfn that has none; return its frame number. Raises XenError(ENOMEM)."""
-        if self.memory.ram_pages >= self.max_pages or not self.memory.populate(gfn):
+    def check_room(self, gfn: int) -> None:
+        """Raise XenError(ENOMEM) if a page that another domain gives away cannot be had at a gfn."""
+        if self.memory.ram_pages >= self.max_pages or not self.memory.lacks(gfn):
             raise XenError(Errno.ENOMEM, f"gfn {gfn:#x} cannot have another domain's page")
+
+    def accept_page(self, gfn: int, data: bytes) -> int:
+        """Have such a page where there is room; return its frame number."""
+        self.memory.populate(gfn)
         self.memory.write(gfn << PAGE_SHIFT, data)
         return gfn
 

@@ -7,7 +7,7 @@ Ref: xen/include/public/grant_table.h
 
 from __future__ import annotations
 
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi import grant_table as abi
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenpy.hypercalls.call import Call
-    from xenpy.hypercalls.protocols import Domain
 
 _DOM0: Final = 0
 _SINGLE: Final = {
@@ -188,12 +187,6 @@ def transfer(call: Call, op: Any) -> None:
         receiver = call.domain.peer(op.domid)
     except XenError as error:
         raise GrantError(abi.GNTST.bad_domain, error.reason) from None
-    receiver.gnttab.accept_transfer(op.ref, call.domain.domid, partial(_take_page, receiver, data))
-
-
-def _take_page(receiver: Domain, data: bytes, gfn: int) -> int:
-    """Have a page be one of a domain's, and return its frame number. Raises GrantError(general_error)."""
-    try:
-        return receiver.accept_page(gfn, data)
-    except XenError as error:
-        raise GrantError(abi.GNTST.general_error, error.reason) from None
+    receiver.gnttab.accept_transfer(
+        op.ref, call.domain.domid, receiver.check_room, lambda gfn: receiver.accept_page(gfn, data)
+    )

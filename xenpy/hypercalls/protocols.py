@@ -149,8 +149,11 @@ class Domain(Protocol):
     def peer(self, domid: int) -> Domain:
         """Return another domain, or this one for DOMID_SELF. Raises XenError(ESRCH)."""
 
+    def check_room(self, gfn: int) -> None:
+        """Raise XenError(ENOMEM) if another domain's page cannot be had for a gfn."""
+
     def accept_page(self, gfn: int, data: bytes) -> int:
-        """Have a page with so much data, for a gfn; return its frame number. Raises XenError(ENOMEM)."""
+        """Have a page with so much data, for a gfn for which there is room; return its frame number."""
 
     def shutdown(self, reason: int) -> None:
         """End the domain with a SHUTDOWN_* reason."""

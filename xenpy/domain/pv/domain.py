@@ -230,12 +230,15 @@ class PvDomain(Domain):
                 return f"pfn {pfn:#x}: mfn {mfn:#x}, used as {type_name(word)}, {refs_of(word)} references"
         return f"pfn {pfn:#x}: no frame"
 
+    def check_room(self, gfn: int) -> None:
+        """Raise XenError(ENOMEM) if a page that another domain gives away cannot be had, as that of a pfn."""
+        if self.memory.ram_pages >= self.max_pages or not self.mmu.reservation.has_free:
+            raise XenError(Errno.ENOMEM, f"pfn {gfn:#x}: the domain has all the memory that it may have")
+
     def accept_page(self, gfn: int, data: bytes) -> int:
-        """Have a page that another domain gives away, as that of a pfn; return its mfn. Raises XenError(ENOMEM)."""
-        full = self.memory.ram_pages >= self.max_pages
-        mfn = None if full else self.mmu.reservation.allocate(0)
-        if mfn is None:
-            raise XenError(Errno.ENOMEM, "the domain has all the memory that it may have")
+        """Have such a page where there is room; return its mfn."""
+        mfn = self.mmu.reservation.allocate(0)
+        assert mfn is not None, "there was to be room"
         self.mmu.write_page(mfn, data)
         self.m2p[mfn] = gfn
         return mfn

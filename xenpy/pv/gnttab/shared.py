@@ -245,12 +245,19 @@ class SharedTable:
         page, index = divmod(gref, _PER_PAGE_V1)
         return self.frames[page].offset + index * GRANT_ENTRY_SIZE_V1
 
-    def commit_transfer(self, gref: int, domid: int) -> int:
-        """Have an entry that accepts a page of a domain's be committed to one; return the gfn that it names. Raises GrantError."""
+    def commit_transfer(self, gref: int, domid: int, check: Callable[[int], None]) -> int:
+        """Have an entry that accepts a page of a domain's be committed to one; return the gfn that it names. Raises GrantError.
+
+        Who has committed an entry waits until it is completed: so `check`, which raises XenError, is to find out before whether it can be.
+        """
         for _ in range(_PIN_ATTEMPTS):
             entry = self.read(gref)
             if (entry.flags, entry.domid) != (GTF_accept_transfer, domid):
                 raise GrantError(GNTST.general_error, f"grant {gref} accepts no page of domain {domid}")
+            try:
+                check(entry.gfn)
+            except XenError as error:
+                raise GrantError(GNTST.general_error, error.reason) from None
             header = entry.flags | entry.domid << 16
             if atomics.cmpxchg32(self._hva(gref), header, header | GTF_transfer_committed) == header:
                 return entry.gfn

@@ -280,14 +280,14 @@ class GrantTable:
         """Copy `length` bytes within one page each, on this domain's behalf. Raises GrantError."""
         copy(self._pins, self._pins_of, source, dest, length)
 
-    def accept_transfer(self, gref: int, domid: int, take: Callable[[int], int]) -> None:
+    def accept_transfer(self, gref: int, domid: int, check: Callable[[int], None], take: Callable[[int], int]) -> None:
         """Take a page of another domain's by an entry of this one; `take` gets the gfn that it names and returns the frame's number.
 
-        Raises GrantError(general_error), and what `take` does.
+        `check` gets it before, and raises XenError where there is no room. Raises GrantError(general_error).
         """
         if gref >= self._shared.entries:
             raise GrantError(GNTST.general_error, f"domain {self.domid} has no grant {gref}")
-        gfn = self._shared.commit_transfer(gref, domid)
+        gfn = self._shared.commit_transfer(gref, domid, check)
         self._shared.complete_transfer(gref, take(gfn))
 
     # -- backends -----------------------------------------------------------------------------------------------------

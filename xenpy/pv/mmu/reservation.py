@@ -86,6 +86,11 @@ class Reservation:
             self._give(range(first, first + (1 << order)))
         return first
 
+    @property
+    def has_free(self) -> bool:
+        """Tell whether there is a frame to be allocated."""
+        return bool(self._returned or self._fresh)
+
     def set_pfns(self, mfn: int, pfn: int, count: int) -> None:
         """Have the machine-to-physical table show `count` frames from `mfn` on as those from `pfn` on."""
         for index in range(count):
