@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from isolation_rig import isolated, keeper, kill, pid
 from vbd_rig import disk_of
+from xenbus_rig import PATIENCE
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP
 from xenpy.abi.ring import SRING_RSP_EVENT, SRING_RSP_PROD
@@ -101,6 +102,31 @@ def test_a_template_that_never_answers_costs_the_device(frontend: BlkFrontend, m
     kill(frontend)
     frontend.await_state(XenbusState.Closing)
     assert "is not answering" in frontend.services.store.read(frontend.backend.params.error_path)
+
+
+def test_nobody_else_waits_for_a_template_that_does_not_answer(
+    frontend: BlkFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_use(frontend)
+    waiting, go_on, held = (threading.Event() for _ in range(3))
+
+    def wait(_channel: Channel, _seconds: float) -> bool:
+        waiting.set()
+        return go_on.wait(PATIENCE)
+
+    def hold() -> None:
+        TEMPLATE.hold()
+        TEMPLATE.drop()
+        held.set()
+
+    monkeypatch.setattr(Channel, "wait", wait)
+    kill(frontend)
+    assert waiting.wait(PATIENCE)
+    threading.Thread(target=hold, daemon=True).start()
+    try:
+        assert held.wait(PATIENCE)
+    finally:
+        go_on.set()
 
 
 def test_who_is_killed_when_told_to_stop_leaves_no_event_owed(frontend: BlkFrontend) -> None:

@@ -241,6 +241,22 @@ def test_a_stopped_passt_makes_the_link_busy_and_loses_nothing(guest: Guest, ser
         assert content.startswith(received)
 
 
+def test_nobody_waits_for_a_stopped_passt_to_accept(guest: Guest) -> None:
+    passt = guest.link.passt
+    assert passt.process is not None
+    os.kill(passt.process.pid, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as streams:
+            for _ in range(socket.SOMAXCONN + 2):
+                stream = passt.open()
+                if stream is None:
+                    break
+                streams.enter_context(stream)
+        assert stream is None
+    finally:
+        os.kill(passt.process.pid, signal.SIGCONT)
+
+
 def test_closing_ends_the_process_and_is_idempotent(loop: Loop) -> None:
     link = open_link(loop)
     process = link.passt.process

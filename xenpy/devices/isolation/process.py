@@ -51,7 +51,8 @@ class Template:
     """The template of this process' devices; it runs as long as somebody holds it, and is started anew if it dies."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._forking = threading.Lock()
+        self._lock = threading.Lock()  # not held while it is waited for, which nobody but who forks shall do
         self._holders = 0
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -105,27 +106,30 @@ class Template:
 
         Raises HostError if the template dies, or does not answer, again and again.
         """
-        with self._lock:
+        with self._forking:
             for _ in range(_ATTEMPTS):
                 with suppress(OSError, ChannelError):
                     process = self._ask(theirs)
                     if process is not None:
                         return process
-                self._end()
+                with self._lock:
+                    self._end()
         raise HostError(
             "no process for a device can be started: the one that they are forked from dies, or is not answering"
         )
 
     def _ask(self, theirs: Channel) -> Process | None:
-        if self._channel is None:
-            self._start()
-        assert self._channel is not None
-        self._channel.send(Kind.FORK, fds=[theirs.fileno()], wait=False)
-        if not self._channel.wait(_FORK_S):
+        with self._lock:
+            if self._channel is None:
+                self._start()
+            assert self._channel is not None
             assert self._process is not None
-            self._process.kill()  # or it might go on later, and end what it guards
+            channel, template = self._channel, self._process
+            channel.send(Kind.FORK, fds=[theirs.fileno()], wait=False)
+        if not channel.wait(_FORK_S):
+            template.kill()  # or it might go on later, and end what it guards
             return None
-        answer = self._channel.receive()
+        answer = channel.receive()
         if answer is None or answer.kind is not Kind.FORKED:
             return None
         return Process(PID.unpack(answer.payload)[0], answer.fds[0] if answer.fds else None)

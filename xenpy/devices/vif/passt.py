@@ -134,7 +134,9 @@ class Passt:
     def _connect(self) -> socket.socket:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            stream.setblocking(False)  # a passt that does not accept shall not hold up the loop
             stream.connect(os.fspath(self._path))
+            stream.setblocking(True)
         except BaseException:
             stream.close()
             raise
