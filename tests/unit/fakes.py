@@ -116,6 +116,9 @@ class FakeVcpu:
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         self.asked.append(("gdt", mfns, entries))
 
+    def forget_selectors(self) -> None:
+        self.asked.append(("forget_selectors",))
+
     def clear_traps(self) -> None:
         self.asked.append(("clear_traps",))
 

@@ -95,6 +95,9 @@ class RigVcpu:
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         self.asked.append(("gdt", mfns, entries))
 
+    def forget_selectors(self) -> None:
+        self.asked.append(("forget_selectors",))
+
 
 class Rig:
     """The domain: `PAGES` frames from `BASE`, all the guest's, beside one frame of the hypervisor's that it may map and one read-only."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import hypercall
-from xenpy.hypercalls.pv import mmu_of, pv_vcpu
+from xenpy.hypercalls.pv import mmu_of, pv_domain, pv_vcpu
 from xenpy.memory import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from xenpy.pv.mmu.descriptors import FIRST_RESERVED_GDT_ENTRY, MAX_LDT_ENTRIES
 from xenpy.pv.mmu.entries import ENTRIES, is_guest_address
@@ -37,7 +37,10 @@ def set_gdt(call: Call) -> None:
 @hypercall(10, "update_descriptor")
 def update_descriptor(call: Call) -> None:
     """Write one descriptor at a machine address."""
-    mmu_of(call).write_descriptor(call.args[0], call.args[1])
+    domain = pv_domain(call)
+    domain.mmu.write_descriptor(call.args[0], call.args[1])
+    for vcpu in domain.vcpus:
+        vcpu.forget_selectors()
 
 
 def check_ldt(gva: int, entries: int) -> None:

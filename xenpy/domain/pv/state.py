@@ -70,7 +70,7 @@ class PvState(Tables):
     def __init__(self, domain: PvDomain, vcpu_id: int, kvm_id: int, sync: Sync) -> None:
         super().__init__(domain, vcpu_id, kvm_id, sync)
         self._words[State.CPUID_COUNT] = self._words[State.NO_LEAF_COUNT] = 0
-        self._words[State.USER_CS64], self._words[State.USER_SS] = Selector.RING3_CS64, Selector.RING3_SS
+        self.forget_selectors()
         self.cs: int = Selector.RING3_CS64
         self.ss: int = Selector.RING3_SS
         self.traps: list[Trap | None] = [None] * 256
@@ -94,10 +94,12 @@ class PvState(Tables):
             subleaf = ANY_SUBLEAF
         elif subleaf == ANY_SUBLEAF:
             return
-        if count < CPUID_LEAVES:
+        key = leaf | subleaf << 32
+        known = self._words[State.CPUID : State.CPUID + 3 * min(count, CPUID_LEAVES) : 3]
+        if count < CPUID_LEAVES and key not in known:
             eax, ebx, ecx, edx = answer
             first = State.CPUID + 3 * count
-            self._words[first : first + 3] = array("Q", [leaf | subleaf << 32, eax | ebx << 32, ecx | edx << 32])
+            self._words[first : first + 3] = array("Q", [key, eax | ebx << 32, ecx | edx << 32])
             self._words[State.CPUID_COUNT] = count + 1
 
     @property
@@ -307,16 +309,21 @@ class PvState(Tables):
             gpa = frames[page] << PAGE_SHIFT
         return int(self.domain.memory.u64[(gpa >> 3) + index % _ENTRIES_PER_PAGE])
 
+    def forget_selectors(self) -> None:
+        """Have in-guest code leave returns to user mode to us by all selectors but Xen's own, until we have looked at theirs again."""
+        self._words[State.USER_CS64], self._words[State.USER_SS] = Selector.RING3_CS64, Selector.RING3_SS
+
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         """Load the guest's part of the GDT."""
         del entries  # what is beyond them is in none of the frames
-        self._words[State.USER_CS64], self._words[State.USER_SS] = Selector.RING3_CS64, Selector.RING3_SS
+        self.forget_selectors()
         self._show(Page.GDT, GDT_GUEST_PAGES, mfns)
 
     def set_ldt(self, gva: int, entries: int) -> None:
         """Load the LDT, which is empty with 0 entries."""
         del gva, entries  # the pages are known by their frames
         mfns = self.domain.mmu.tables_of(self.vcpu_id).ldt
+        self.forget_selectors()
         self._show(Page.LDT, LDT_PAGES, mfns)
         limit = len(mfns) * 4096 - 1
         base = self.window.page_va(Page.LDT)

@@ -56,6 +56,9 @@ class PvVcpu(Protocol):
     def set_gdt(self, mfns: tuple[int, ...], entries: int) -> None:
         """Load the guest's part of the global descriptor table."""
 
+    def forget_selectors(self) -> None:
+        """Take no selector for one of a good descriptor any more: descriptors have changed."""
+
 
 class PvDomain(Protocol):
     """A PV domain."""

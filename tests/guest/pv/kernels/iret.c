@@ -4,6 +4,8 @@
  */
 #include "pv.h"
 
+#define CODE_64 0x00affb000000fffful
+#define DATA_32 0x00cff3000000fffful
 #define CODE_ABSENT 0x00af7b000000fffful
 #define DATA_ABSENT 0x00cf73000000fffful
 #define NO_DESCRIPTOR (600 * 8ul)
@@ -82,6 +84,31 @@ TEST(to_user_mode)
     }
     CHECK(!failsafe);
     on_trap(ENTRY_FAILSAFE, NULL);
+}
+
+static const struct trap_frame *echo_by(unsigned long cs, unsigned long ss)
+{
+    struct trap_frame start = user_frame((unsigned long)user_echo, MARK);
+    start.cs = cs;
+    start.ss = ss;
+    return run_user_frame(&start);
+}
+
+/* In-guest code knows a selector by which user mode has been returned to, and must not once its descriptor is gone. */
+TEST(to_user_mode_by_a_descriptor_that_is_gone)
+{
+    unsigned long cs = 3 * 8 | RPL, ss = 4 * 8 | RPL;
+    for (unsigned gone = 3; gone < 5; gone++) {
+        CHECK_OK(update_descriptor(maddr_of(&gdt[3]), CODE_64));
+        CHECK_OK(update_descriptor(maddr_of(&gdt[4]), DATA_32));
+        for (unsigned i = 0; i < 3; i++)
+            CHECK_EQ(echo_by(cs, ss)->rax, MARK);
+        CHECK_OK(update_descriptor(maddr_of(&gdt[gone]), 0));
+        const struct trap_frame *frame = echo_by(cs, ss);
+        CHECK_EQ(frame->vector, GP);
+        CHECK_EQ(frame->error, gone * 8);
+        CHECK_EQ(frame->rip, (unsigned long)user_echo);
+    }
 }
 
 static volatile struct trap_frame seen;
