@@ -25,9 +25,8 @@ class FramePool:
     """
 
     def __init__(self, pages: int = 1024) -> None:
-        self.fd = os.memfd_create("xenpy-frames", os.MFD_CLOEXEC)
         self.size = pages << PAGE_SHIFT
-        os.ftruncate(self.fd, self.size)
+        self.fd = libc.memfd("xenpy-frames", self.size)
         self._hva = libc.map_memory(0, self.size, libc.PROT_READ | libc.PROT_WRITE, libc.MAP_SHARED, self.fd)
         self._view = libc.buffer(self._hva, self.size)
         self.words = self._view.cast("Q")

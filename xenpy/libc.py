@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import Any, Final
@@ -41,6 +42,27 @@ def map_memory(hva: int, size: int, prot: int, flags: int, fd: int = -1, offset:
     if result == _MAP_FAILED:
         _raise_errno(f"mmap of {size:#x} bytes")
     return result
+
+
+def memfd(name: str, size: int | None = None) -> int:
+    """Return a new file in memory that can be passed to a process that is not trusted: nobody can make it shorter.
+
+    One that is cut has every access beyond its end be a SIGBUS, and so the VMM's. One of a `size`, in bytes, keeps that, and can be written
+    to for as long as it is there. Raises OSError.
+
+    Ref: memfd_create(2), fcntl(2), F_ADD_SEALS
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    seals = fcntl.F_SEAL_SHRINK
+    try:
+        if size is not None:
+            os.ftruncate(fd, size)
+            seals |= fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def map_code(name: str, code: bytes) -> int:

@@ -72,7 +72,7 @@ class GuestMemory:
         self._view = libc.buffer(self._base, 1 << ADDRESS_BITS)
         self.u64 = self._view.cast("Q")
         """The whole space as 64-bit words, unchecked: index with gpa >> 3 only after `check`."""
-        self._fd = os.memfd_create("xenpy-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fd = libc.memfd("xenpy-ram")
         self._private = False
         self._ram_size = 0
         self._ram_pages = 0

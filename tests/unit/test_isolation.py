@@ -113,6 +113,19 @@ def test_its_process_has_nothing_but_what_it_needs(frontend: BlkFrontend, image:
     assert (process / "environ").read_bytes() == b""
 
 
+def test_what_the_vmm_has_mapped_too_cannot_be_cut_short(image: Path) -> None:
+    with isolated(disk_of(image), ephemeral=True) as frontend:
+        frontend.connect().read(0)
+        fds = [fd for fd in (Path("/proc") / str(pid(frontend)) / "fd").iterdir() if "memfd:" in str(fd.readlink())]
+        names = {str(fd.readlink()).split()[0] for fd in fds}
+        assert names == {"/memfd:xenpy-ram", "/memfd:xenpy-journal", "/memfd:xenpy-overlay"}
+        for fd in fds:
+            with pytest.raises(PermissionError):
+                os.truncate(fd, 0)
+        with pytest.raises(PermissionError):
+            os.ftruncate(frontend.services.pool.fd, 0)
+
+
 def test_it_ends_with_the_vmm(image: Path) -> None:
     script = (
         "import sys, time, isolation_rig as rig, vbd_rig\n"

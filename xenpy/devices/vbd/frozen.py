@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from xenpy import libc
 from xenpy.devices.vbd.backing import check_growth
 from xenpy.devices.vbd.overlay import CLUSTER, Overlay
 from xenpy.errors import HostError
@@ -76,7 +77,7 @@ class FrozenDisk:
             fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise HostError(f"{error.filename}: {error.strerror}") from None
-        map_fd = os.memfd_create("xenpy-overlay", os.MFD_CLOEXEC)
+        map_fd = libc.memfd("xenpy-overlay", len(marks))
         os.write(map_fd, marks)
         if len(marks) != -(-base.size // CLUSTER) or os.fstat(fd).st_size != len(marks) * CLUSTER:
             raise HostError(f"{data} and {dirty} do not fit the image under them")

@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
+from xenpy import libc
 from xenpy.abi.blkif import LAYOUTS
 from xenpy.devices.isolation.grants import GrantServer, ram_offset
 from xenpy.devices.isolation.keeper import Keeper, Line
@@ -66,11 +67,10 @@ class Isolated:
         services, plan = self._services, self._plan
         mappings = [undo.enter_context(services.map_page(self._domid, gref)) for gref in place.grefs]
         self._rings.append([ram_offset(services, self._domid, mapping) for mapping in mappings])
-        state = os.memfd_create("xenpy-journal", os.MFD_CLOEXEC)
-        undo.callback(os.close, state)
         entry_size = LAYOUTS[plan.protocol].entry_size
         size = Journal.size(plan.entries, entry_size)
-        os.ftruncate(state, size)
+        state = libc.memfd("xenpy-journal", size)
+        undo.callback(os.close, state)
         journal = Journal(memoryview(mmap.mmap(state, size)), plan.entries, entry_size)
         undo.callback(journal.close)
         journal.begin(mappings[0].view)

@@ -36,8 +36,7 @@ class Overlay:
     def __init__(self, base: Backing) -> None:
         clusters = -(-base.size // CLUSTER)
         # One byte a cluster, as pages that the kernel provides when they are first written: nothing for a disk that is not.
-        map_fd = os.memfd_create("xenpy-overlay", os.MFD_CLOEXEC)
-        os.ftruncate(map_fd, max(clusters, 1))
+        map_fd = libc.memfd("xenpy-overlay", max(clusters, 1))
         try:
             fd = os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             os.ftruncate(fd, clusters << _CLUSTER_SHIFT)

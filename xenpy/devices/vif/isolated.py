@@ -11,6 +11,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from xenpy import libc
 from xenpy.abi.netif import NETIF_RX_SLOT_SIZE, NETIF_TX_SLOT_SIZE
 from xenpy.devices.isolation.grants import GrantServer, ram_offset
 from xenpy.devices.isolation.keeper import Keeper, Line
@@ -206,9 +207,8 @@ class Isolated:
 
     def _line(self, port: int, lines: list[Line], undo: ExitStack) -> memoryview:
         """Make a line for a port; return its state."""
-        state = os.memfd_create("xenpy-journal", os.MFD_CLOEXEC)
+        state = libc.memfd("xenpy-journal", _STATE_SIZE)
         undo.callback(os.close, state)
-        os.ftruncate(state, _STATE_SIZE)
         grants = GrantServer(self._services, self._domid, TX_ENTRIES + RX_ENTRIES, looks=True)
         line = Line(self._services, self._domid, port, grants, state)
         undo.callback(line.close)
