@@ -39,6 +39,7 @@ _SAVED: Final = (rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rbp)
 """Pushed in this order, so that the last is at the lowest address."""
 SET_SEGMENT_BASE: Final = 25
 _SELECTOR: Final = 0xFFFF
+_16_BITS: Final = 0xFFFF
 _MOV_EAX_GS: Final = b"\x8c\xe8"
 TABLE_BITS: Final = frames.TYPE_MASK | frames.VALIDATED | frames.OWNED
 REF_LIMIT_BIT: Final = frames.REFS_SHIFT + frames.MAX_REFS.bit_length() - 1
@@ -47,6 +48,11 @@ REF_LIMIT_BIT: Final = frames.REFS_SHIFT + frames.MAX_REFS.bit_length() - 1
 def saved(reg: Reg) -> int:
     """Return the offset from RBP of a saved register."""
     return (len(_SAVED) - 1 - _SAVED.index(reg)) * 8
+
+
+def low16(value: int) -> int:
+    """Return the low 16 bits."""
+    return value & _16_BITS
 
 
 class Calls:

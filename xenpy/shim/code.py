@@ -74,21 +74,11 @@ class Fast(NamedTuple):
     pf_user: int
     from_call: int
     from_iret: int
-    ud_kernel: int
-    gp_kernel: int
-    pf_kernel: int
-    trap_ud: int
-    trap_gp: int
-    trap_pf: int
     trap_entered: int
     trap_by_us: int
     trap_end: int
-
-    def traps(self, vcpus: int) -> dict[int, tuple[int, int]]:
-        """Return the handlers of a kernel's exceptions that are emulated in the guest, and where each goes on in ring 3, by vectors."""
-        from xenpy.shim.traps import NAMES, vectors
-
-        return {v: (getattr(self, f"{NAMES[v]}_kernel"), getattr(self, f"trap_{NAMES[v]}")) for v in vectors(vcpus)}
+    traps: dict[int, tuple[int, int]]
+    """The handlers of a kernel's exceptions that are emulated in the guest, and where each goes on in ring 3, by vectors."""
 
 
 class Recovery(NamedTuple):
@@ -149,7 +139,7 @@ def assemble(guest: Guest, *, fast: bool) -> Code:
     if len(code) > CODE_PAGES * PAGE_SIZE:
         raise ValueError(f"the shim's code has {len(code)} bytes")
     if fast and guest.ring3:
-        labels = Fast(*(a.address(name) - window for name in Fast._fields))
+        labels = _fast(a, guest)
     own = labels or labels0
     kernel = _entry(window, Port.HYPERCALL, own.syscall_from_kernel if own else None)
     user = _entry(window, Port.SYSCALL, labels0.syscall_from_user if labels0 else None, traps=labels is not None)
@@ -157,6 +147,16 @@ def assemble(guest: Guest, *, fast: bool) -> Code:
     offsets = (user.address(name) - window for name in ("syscall", "syscall32", "sysenter"))
     exceptions = a.address("exceptions") - window
     return Code(code, kernel.assemble(), user.assemble(), exceptions, resume, labels, labels0, *offsets)
+
+
+def _fast(a: Assembler, guest: Guest) -> Fast:
+    from xenpy.shim.traps import NAMES, vectors
+
+    def offset(label: str) -> int:
+        return a.address(label) - guest.window_va
+
+    traps = {v: (offset(f"{NAMES[v]}_kernel"), offset(f"trap_{NAMES[v]}")) for v in vectors(guest.vcpus)}
+    return Fast._make([*map(offset, Fast._fields[:-1]), traps])
 
 
 def _emit_ring0(a: Assembler, guest: Guest) -> Fast0:

@@ -269,7 +269,6 @@ class EntryUpdates(Calls):
         a.label("take_it")
         a.lock.cmpxchg(mem(rsi), rcx)
         a.jnz("take_again")
-        a.jmp("taken")
         a.label("taken")
 
     def _drop_old(self) -> None:

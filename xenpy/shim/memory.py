@@ -305,7 +305,7 @@ class Shim:
         for index, word in enumerate(frame):
             window.state[State.STUB_FRAME + index] = word
         stack = window.page_va(Page.STATE) + PAGE_SIZE
-        for index, (_, there) in enumerate(fast.traps(self._vcpus).values()):
+        for index, (_, there) in enumerate(fast.traps.values()):
             stub = State.TRAP_STUBS + index * len(frame)
             words = window.va + there, Selector.RING3_CS64, _STUB_RFLAGS, stack, Selector.RING3_SS
             window.state[stub : stub + len(frame)] = array("Q", words)
@@ -322,8 +322,8 @@ class Shim:
                 handler, dpl = window.va + (own.bp_user if user else own.bp_kernel), 3
             elif own is not None and vector == _PF and user and fast and window.state[State.FAULT_HANDLER]:
                 handler = window.va + own.pf_user
-            elif own is not None and fast and not user and vector in own.traps(self._vcpus):
-                handler = window.va + own.traps(self._vcpus)[vector][0]
+            elif own is not None and fast and not user and vector in own.traps:
+                handler = window.va + own.traps[vector][0]
             window.set_gate(vector, handler, dpl, user=user, ist=ist)
 
     def set_caller(self, vcpu_id: int, gs_base: int) -> None:

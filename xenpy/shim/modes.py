@@ -24,6 +24,7 @@ from xenpy.asm.registers import (
     rcx,
     rsp,
 )  # fmt: skip
+from xenpy.shim.calls import low16
 from xenpy.shim.frames import (
     BOUNCED_CLEAR,
     CR2,
@@ -74,20 +75,20 @@ class Modes:
     # -- ring 0 -------------------------------------------------------------------------------------------------------
 
     def emit_ring0(self) -> None:
-        """Emit the handlers `bp_kernel`, `bp_user`, `pf_kernel` and `pf_user`."""
+        """Emit the handlers `bp_kernel`, `bp_user` and `pf_user`."""
         a = self.a
         a.align(16)
         a.label("bp_kernel")  # on the stack: RIP, CS, RFLAGS, RSP, SS
         # Windows differ above their low 21 bits only, and nothing of the guest's is in the slot.
-        a.cmp(mem(rsp, 4), _signed16(self.guest.window_va >> 32), size=2)
+        a.cmp(mem(rsp, 4), low16(self.guest.window_va >> 32), size=2)
         a.jnz("bp_generic")
-        a.cmp(mem(rsp), _signed16(a.address("trap_cr3") + 1), size=2)
+        a.cmp(mem(rsp), low16(a.address("trap_cr3") + 1), size=2)
         a.jnz("bp_not_cr3")
         a.mov(rax, self.state(State.KERNEL_CR3))
         a.mov(cr3, rax)
         a.iretq()
         a.label("bp_not_cr3")
-        a.cmp(mem(rsp), _signed16(a.address("trap_user") + 1), size=2)
+        a.cmp(mem(rsp), low16(a.address("trap_user") + 1), size=2)
         a.jnz("bp_not_user")
         a.mov(rax, self.state(State.USER_CR3))
         a.mov(cr3, rax)
@@ -96,7 +97,7 @@ class Modes:
         a.label("iret_user")
         a.iretq()
         a.label("bp_not_user")
-        a.cmp(mem(rsp), _signed16(a.address("trap_invlpg") + 1), size=2)
+        a.cmp(mem(rsp), low16(a.address("trap_invlpg") + 1), size=2)
         a.jnz("bp_generic")
         a.mov(rax, self.state(State.INVLPG))
         a.invlpg(mem(rax))
@@ -106,7 +107,7 @@ class Modes:
         a.jmp("bp_generic")
 
         a.label("bp_user")
-        a.cmp(mem(rsp), _signed16(self.guest.user_trap_va + 1), size=2)
+        a.cmp(mem(rsp), low16(self.guest.user_trap_va + 1), size=2)
         a.jnz("bp_generic")
         a.mov(self.state(State.SAVED_RAX), rax)
         a.mov(rax, self.state(State.KERNEL_CR3))
@@ -162,9 +163,9 @@ class Modes:
         a.jz("iret_to_user")
 
         # RET loads none of these, so that others would not fault.
-        a.cmp(mem(rsp, IRET_CS), _signed16(Selector.RING3_CS64 & ~_RPL), size=2)
+        a.cmp(mem(rsp, IRET_CS), Selector.RING3_CS64 & ~_RPL, size=2)
         a.jnz("iret_by_us")
-        a.cmp(mem(rsp, IRET_SS), _signed16(Selector.RING3_SS), size=2)
+        a.cmp(mem(rsp, IRET_SS), Selector.RING3_SS, size=2)
         a.jnz("iret_by_us")
         a.mov(rax, mem(rsp, IRET_RIP))
         a.sar(rax, 47)
@@ -303,9 +304,3 @@ class Modes:
         a.mov(r11, self.state(State.SCRATCH))
         a.mov(rax, self.state(State.SAVED_RAX))
         a.jmp(self.state(State.FAULT_HANDLER))
-
-
-def _signed16(value: int) -> int:
-    """Return the low 16 bits as a signed number, as immediates are."""
-    value &= 0xFFFF
-    return value - (1 << 16) if value >> 15 else value

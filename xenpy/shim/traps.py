@@ -44,7 +44,7 @@ from xenpy.pv.emulate.ports import PCI_CONFIG_ADDRESS, PIT_CHANNEL_2, RTC_INDEX
 from xenpy.pv.mmu import layout as frames
 from xenpy.pv.mmu.layout import FrameType
 from xenpy.pv.paging import PTE_FRAME, PTE_PRESENT
-from xenpy.shim.calls import Calls
+from xenpy.shim.calls import Calls, low16
 from xenpy.shim.frames import RFLAGS_TF_BIT
 from xenpy.shim.layout import ANY_SUBLEAF, CPUID_LEAVES, Page, Port, Selector, State
 
@@ -81,9 +81,13 @@ class Traps(Calls):
     # -- ring 0 -------------------------------------------------------------------------------------------------------
 
     def emit_ring0(self, exceptions: int, stub_size: int) -> None:
-        """Emit the handlers `ud_kernel`, `gp_kernel` and `pf_kernel`; those that call us are at `exceptions`, each of `stub_size` bytes."""
+        """Emit the handlers `ud_kernel`, `gp_kernel` and, with one vCPU, `pf_kernel`.
+
+        Those that call us are at `exceptions`, each of `stub_size` bytes.
+        """
         a = self.a
-        for vector, name in NAMES.items():
+        for index, vector in enumerate(vectors(self.guest.vcpus)):
+            name = NAMES[vector]
             generic = exceptions + vector * stub_size
             a.align(16)
             a.label(f"{name}_kernel")  # on the stack: error code if there is one, RIP, CS, RFLAGS, RSP, SS
@@ -92,13 +96,13 @@ class Traps(Calls):
                 rip = _WORD
                 a.cmp(mem(rsp), ERRORS[vector], size=4)
                 a.jnz(generic)
-            a.cmp(mem(rsp, rip + 4), _signed16(self.guest.window_va >> 32), size=2)
+            a.cmp(mem(rsp, rip + 4), low16(self.guest.window_va >> 32), size=2)
             a.jz(generic)  # in-guest code's own
             a.mov(self.state(State.TRAP_RAX), rax)
             if vector == PF:
                 a.mov(rax, cr2)
                 a.mov(self.state(State.TRAP_CR2), rax)
-            a.lea(rsp, mem(rip=self.guest.state_va + (State.TRAP_STUBS + vectors(1).index(vector) * _FRAME) * _WORD))
+            a.lea(rsp, mem(rip=self.guest.state_va + (State.TRAP_STUBS + index * _FRAME) * _WORD))
             a.iretq()
 
     # -- ring 3 -------------------------------------------------------------------------------------------------------
@@ -107,10 +111,11 @@ class Traps(Calls):
         return self.guest.window_va + (Page.STACK + 1) * PAGE_SIZE - word * _WORD
 
     def emit_ring3(self) -> None:
-        """Emit `trap_ud`, `trap_gp` and `trap_pf`, where ring 0 goes on, and all up to `trap_end`."""
+        """Emit `trap_ud`, `trap_gp` and, with one vCPU, `trap_pf`, where ring 0 goes on, and all up to `trap_end`."""
         a = self.a
         a.align(16)
-        for vector, name in NAMES.items():
+        for vector in vectors(self.guest.vcpus):
+            name = NAMES[vector]
             a.label(f"trap_{name}")
             a.mov(self.state(State.TRAP_VECTOR), vector, size=8)
             a.call("trap_enter")
@@ -118,11 +123,8 @@ class Traps(Calls):
         self._enter()
         self._ports()
         self._cpuid()
-        if self.guest.vcpus == 1:
+        if PF in vectors(self.guest.vcpus):
             self._stores()
-        else:
-            a.label("emulate_pf")
-            a.jmp("trap_by_us")
         self._leave_trap()
 
     def _enter(self) -> None:
@@ -193,7 +195,7 @@ class Traps(Calls):
         a.mov(rax, mem(rsi))
         a.mov(edx, 1)
         a.mov(ecx, 4)
-        a.cmp(al, _signed8(_OPERAND_SIZE))
+        a.cmp(al, _OPERAND_SIZE)
         a.jnz("port_opcode")
         a.shr(rax, 8)
         a.inc(edx)
@@ -379,14 +381,3 @@ class Traps(Calls):
         a.mov(rax, self.state(State.TRAP_OPERAND))
         a.mov(mem(rax), r10)
         a.jmp("trap_done")
-
-
-def _signed8(value: int) -> int:
-    """Return a byte as a signed number, as immediates are."""
-    return value - (1 << 8) if value >> 7 else value
-
-
-def _signed16(value: int) -> int:
-    """Return the low 16 bits as a signed number."""
-    value &= 0xFFFF
-    return value - (1 << 16) if value >> 15 else value

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from xenpy.kvm.vcpu import CpuidEntry
     from xenpy.pv.version import XenVersion
 
-_HYPERVISOR_END: Final = 0x4001_0000
-
 
 def _bits(*numbers: int) -> int:
     return sum(1 << number for number in numbers)
@@ -86,7 +84,7 @@ def _xsave_size(host: Sequence[CpuidEntry], features: int) -> int:
 
 def _trim(entry: CpuidEntry, host: Sequence[CpuidEntry], vcpu_id: int) -> CpuidEntry | None:
     leaf, subleaf, flags, (eax, ebx, ecx, edx) = entry
-    if XEN_BASE <= leaf < _HYPERVISOR_END:
+    if XEN_BASE <= leaf < HYPERVISOR_END:
         return None
     if leaf in _EMPTY_LEAVES:
         eax = ebx = ecx = edx = 0
