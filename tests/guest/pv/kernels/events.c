@@ -173,6 +173,7 @@ static const struct trap_frame *run_until_timer(const uint8_t *code)
         return NULL;
     const struct trap_frame *frame = run_user((user_function)code, 0x55);
     vcpu_info(0)->evtchn_upcall_mask = 1;
+    vcpu_op(VCPUOP_stop_singleshot_timer, 0, 0); /* where it was an exception that ended it */
     return frame;
 }
 
