@@ -19,7 +19,7 @@ LIBC_HEADERS = ("signal.h", "time.h")
 PADDING = re.compile(r"(^|\.)_?(pad\d*|padding\d*|reserved\d*|rsvd|unused)(\[\d+\])?$")
 
 # Arrays of no fixed length in the headers, of a bounded one in ours.
-OPEN_ENDED = {"kvm_cpuid2": "entries", "kvm_msrs": "entries", "kvm_xsave": ""}
+OPEN_ENDED = {"kvm_cpuid2": "entries", "kvm_msrs": "entries", "kvm_irq_routing": "entries", "kvm_xsave": ""}
 # Our fields -> the headers', where theirs are nested deeper; "" where only newer headers have the field.
 RENAMED = {
     "vcpu_register_runstate_memory_area.p": "addr.p",
