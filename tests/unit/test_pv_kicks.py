@@ -39,6 +39,8 @@ def test_int3_is_awaited_only_so_often() -> None:
     assert not PvVcpu._awaits_breakpoint(kicked, _RIP + 1)
     awaited = [PvVcpu._awaits_breakpoint(kicked, _RIP) for _ in range(2 * vcpu._AWAITED_MAX)]
     assert awaited == [True] * vcpu._AWAITED_MAX + [False] * vcpu._AWAITED_MAX
+    assert not PvVcpu._awaits_breakpoint(kicked, _RIP + 1)
+    assert PvVcpu._awaits_breakpoint(kicked, _RIP), "it has been elsewhere"
 
 
 def test_a_kick_that_comes_soon_is_not_put_off() -> None:

@@ -44,6 +44,7 @@ _RPL: Final = 3
 _SELECTOR: Final = 0xFFFF
 _EVENT_CHANNEL_OP: Final = 32
 _INT3: Final = b"\xcc"
+_BREAKPOINT: Final = 3
 _AWAITED_MAX: Final = 8
 """So many kicks may find the guest where it may have executed INT3; one that has was interrupted by its exception long before."""
 
@@ -60,7 +61,7 @@ class PvVcpu(Entering, Contexts):
         self._kicked_at = 0
         """How much the thread had run when a kick made the guest stop, in nanoseconds; 0 when it goes on."""
         self._awaited = 0
-        """How many kicks have been left for later because of an INT3 since the last that was attended to."""
+        """How many kicks in a row have found it next to an INT3 whose exception has not come."""
         resume = domain.shim.code.resume
         self._code_start, self._code_end = min(resume), max(resume)
         self._late = LateEvents(domain, self._words)
@@ -85,7 +86,6 @@ class PvVcpu(Entering, Contexts):
                 self._late.send()
                 if self._kicked and not self.within_shim:
                     self._kicked = False
-                    self._awaited = 0
                     self._attend()
                 if self._blocked or not self._up:
                     self._sleep()
@@ -178,10 +178,11 @@ class PvVcpu(Entering, Contexts):
 
     def _awaits_breakpoint(self, rip: int) -> bool:
         """Tell whether the guest is to go on to the exception of an INT3. A loop next to such a byte never gets to one."""
-        if self._awaited == _AWAITED_MAX or not self._near_breakpoint(rip):
+        if not self._near_breakpoint(rip):
+            self._awaited = 0
             return False
         self._awaited += 1
-        return True
+        return self._awaited <= _AWAITED_MAX
 
     def _near_breakpoint(self, rip: int) -> bool:
         """Tell whether the guest may have just executed INT3: KVM does not tell of software exceptions that it still has to deliver."""
@@ -226,6 +227,8 @@ class PvVcpu(Entering, Contexts):
         error = 0
         if vector in WITH_ERROR:
             error = stack[FRAME - 1]
+        elif vector == _BREAKPOINT:
+            self._awaited = 0
         elif vector == Vector.DB and not self.domain.shim.ring3_entry:
             self._take_debug_frame()
             return
