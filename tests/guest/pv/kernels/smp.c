@@ -20,6 +20,7 @@ static struct vcpu_guest_context context;
 static uint64_t l4[512] PAGE_ALIGNED, ldt[512] PAGE_ALIGNED;
 static volatile unsigned long base; /* which the second vCPU is to run on */
 static volatile long base_result;
+static volatile bool spins;
 static uint64_t of_fs = 0xf5, of_gs = 0x65;
 
 static void upcall(struct trap_frame *frame)
@@ -29,6 +30,12 @@ static void upcall(struct trap_frame *frame)
     vcpu_info(1)->evtchn_pending_sel = 0;
     __sync_fetch_and_and(&shared_info->evtchn_pending[ipi / BITS], ~(1ul << ipi % BITS));
     upcalls++;
+}
+
+static void spin_behind_int3(void)
+{
+    answered = asked;
+    __asm__ volatile("jmp 1f\n\t.byte 0xcc\n1: jmp 1b");
 }
 
 /* What the second vCPU does: notes what it finds, then reads the window whenever asked to. */
@@ -48,6 +55,8 @@ static void second(unsigned long argument)
     runs++;
     for (;;) {
         if (asked != answered) {
+            if (spins)
+                spin_behind_int3();
             if (base)
                 base_result = mmuext(MMUEXT_NEW_BASEPTR, base, 0);
             sum = *(volatile uint64_t *)WINDOW;
@@ -314,4 +323,14 @@ TEST(the_time_it_was_offline)
     REQUIRE(vcpu_op(VCPUOP_up, 1, 0) == 0);
     CHECK_OK(vcpu_op(VCPUOP_get_runstate_info, 0, &info));
     CHECK_EQ(info.time[RUNSTATE_offline], 0);
+}
+
+/* It comes back no more: this is the last test. A kick finds it where an INT3 could have been executed, each time. */
+TEST(it_flushes_in_a_loop_behind_int3)
+{
+    unsigned long value;
+    spins = true;
+    CHECK(ask(&value));
+    for (unsigned i = 0; i < 20; i++)
+        CHECK_OK(update_va((void *)WINDOW, pte(i & 1 ? a_page : b_page, PTE_RW_PAGE), UVMF_INVLPG | UVMF_ALL));
 }
