@@ -8,15 +8,17 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from isolation_rig import isolated, keeper, kill, pid
+from isolation_rig import Services, isolated, keeper, kill, pid
 from vbd_rig import disk_of
-from xenbus_rig import PATIENCE
+from xenbus_rig import DOMID, PATIENCE
 
 from xenpy.abi.blkif import BLKIF_OP, BLKIF_RSP
 from xenpy.abi.ring import SRING_RSP_EVENT, SRING_RSP_PROD
 from xenpy.abi.xenbus import XenbusState
 from xenpy.devices.isolation import keeper as keeping
-from xenpy.devices.isolation.channel import Channel
+from xenpy.devices.isolation.channel import Channel, ChannelError, Kind
+from xenpy.devices.isolation.grants import GrantServer
+from xenpy.devices.isolation.memory import READ_ONLY
 from xenpy.devices.isolation.process import TEMPLATE, Process
 
 if TYPE_CHECKING:
@@ -127,6 +129,26 @@ def test_nobody_else_waits_for_a_template_that_does_not_answer(
         assert held.wait(PATIENCE)
     finally:
         go_on.set()
+
+
+def test_who_asks_and_does_not_listen_holds_nobody_up() -> None:
+    services = Services()
+    with services.lock:
+        line = keeping.Line(services, DOMID, services.port(), GrantServer(services, DOMID, 1), -1)
+    theirs = line.open()
+
+    def ask_on() -> None:
+        while True:
+            theirs.send(Kind.MAP, READ_ONLY)
+            line.answer()
+
+    with pytest.raises(ChannelError, match="does not listen"):
+        ask_on()
+    theirs.close()
+    line.clear()
+    with services.lock:
+        line.close()
+    services.close()
 
 
 def test_who_is_killed_when_told_to_stop_leaves_no_event_owed(frontend: BlkFrontend) -> None:

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import struct
+from array import array
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -92,7 +93,9 @@ class Channel:
     def send(self, kind: Kind, payload: bytes = b"", fds: Sequence[int] = (), *, wait: bool = True) -> None:
         """Send a message. Raises OSError if the other end has gone, BlockingIOError if it has much to read and we do not `wait`."""
         flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-        socket.send_fds(self._socket, [bytes((kind,)) + payload], fds, flags)
+        # Not socket.send_fds, which does nothing with its flags. Ref: CPython 3.11, Lib/socket.py
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        self._socket.sendmsg([bytes((kind,)) + payload], rights, flags)
 
     def wait(self, seconds: float) -> bool:
         """Wait for a message, or the other end's going, that long; tell whether `receive` returns at once."""
