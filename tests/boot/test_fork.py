@@ -28,19 +28,20 @@ needs_time = pytest.mark.skipif(
 )
 
 WORK = """
+pause={pause}
 (h=seed; n=0
  while :; do
-     h=$(printf %s $h | sha256sum); h=${h%% *}; n=$((n + 1)); sleep 0.1
+     h=$(printf %s $h | sha256sum); h=${{h%% *}}; n=$((n + 1)); sleep $pause
      echo $n $h > /tmp/chain.new; mv /tmp/chain.new /tmp/chain
  done) >/dev/null 2>&1 &
-(n=0; while sleep 0.2; do n=$((n + 1)); echo $n > /tmp/sleeps.new; mv /tmp/sleeps.new /tmp/sleeps; done) >/dev/null 2>&1 &
-(while sleep 0.3; do
+(n=0; while sleep $pause; do n=$((n + 1)); echo $n > /tmp/sleeps.new; mv /tmp/sleeps.new /tmp/sleeps; done) >/dev/null 2>&1 &
+(while sleep $pause; do
      dd if=/dev/urandom of=/tmp/random bs=64k count=4 2>/dev/null
      a=$(md5sum < /tmp/random); b=$(cat /tmp/random | cat | md5sum); [ "$a" = "$b" ] || echo "differs: $a $b" >> /tmp/bad
  done) >/dev/null 2>&1 &
 until [ -e /tmp/chain ] && [ -e /tmp/sleeps ]; do sleep 0.1; done
 """
-"""Processes that compute a chain of checksums, that sleep, and that move data through files and pipes."""
+"""Processes that compute a chain of checksums, that sleep, and that move data through files and pipes, with pauses of so many seconds."""
 LOOK = """
 cat /tmp/chain /tmp/sleeps /proc/uptime; cat /tmp/bad 2>/dev/null
 dmesg | grep -v RETBleed | grep -E 'BUG:|WARNING:|cut here|Oops|segfault|Call Trace|detected stalls' | head -5
@@ -82,9 +83,9 @@ def linux(**settings: int) -> xenpy.Guest:
 
 @pytest.fixture(scope="module")
 def busy() -> Iterator[xenpy.Guest]:
-    """A guest with two vCPUs and a lot to do."""
+    """A guest with two vCPUs and a lot to do, but not so much that four of them starve each other on two processors."""
     with linux(vcpus=2) as guest:
-        guest.run(WORK).check_returncode()
+        guest.run(WORK.format(pause=0.5)).check_returncode()
         yield guest
 
 
@@ -150,7 +151,7 @@ def test_a_snapshot_is_refused_when_it_makes_no_sense(busy: xenpy.Guest) -> None
 def test_forks_at_random_moments(vcpus: int) -> None:
     chain, moments = Chain(), random.Random(vcpus)
     with linux(vcpus=vcpus) as guest:
-        guest.run(WORK).check_returncode()
+        guest.run(WORK.format(pause=0.1)).check_returncode()
         for number in range(50):
             time.sleep(moments.random())
             with guest.snapshot() as snap, snap.fork(name=f"fork-{number}") as fork:
