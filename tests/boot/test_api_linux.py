@@ -216,3 +216,15 @@ def test_time_in_the_emulated_host(tmp_path: Path) -> None:
         [*argv, "-pno:cacheprovider"], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.kvm
+def test_page_faults_are_handled_within_the_guest(linux: xenpy.Guest) -> None:
+    """The kernel's own, of a buffer that it fills for a process: on their way back, too."""
+    mib = 16
+    fill = f"dd if=/dev/zero of=/dev/null bs={mib}M count=1"
+    linux.run(fill).check_returncode()  # what is done once only, booting among it
+    vcpu = linux.domain.vcpus[0]
+    before = vcpu.exits
+    linux.run(fill).check_returncode()
+    assert vcpu.exits - before < mib * PAGES_PER_MIB / 2

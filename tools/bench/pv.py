@@ -24,6 +24,7 @@ GOAL_INIT_S: Final = 1.5
 _FORKS: Final = 100
 _CALLS: Final = 10_000
 _PAGES: Final = 4096
+_PAGE_KIB: Final = 4
 _ROUNDS: Final = 2000
 _COUNTS: Final = _FORKS, _CALLS, _PAGES, _ROUNDS
 _HYPERCALLS: Final = 2_000_000
@@ -39,7 +40,7 @@ now() {{ read up rest < /proc/uptime; echo $up; }}
 echo {_MARK} idle $(now) $(now)
 start=$(now); i=0; while [ $i -lt {forks} ]; do /bin/busybox true; i=$((i+1)); done; echo {_MARK} fork $start $(now)
 start=$(now); dd if=/dev/zero of=/dev/null bs=1 count={calls} 2>/dev/null; echo {_MARK} call $start $(now)
-start=$(now); dd if=/dev/zero of=/dev/null bs={pages}k count=4 2>/dev/null; echo {_MARK} fault $start $(now)
+start=$(now); dd if=/dev/zero of=/dev/null bs={pages * _PAGE_KIB}k count=1 2>/dev/null; echo {_MARK} fault $start $(now)
 mkfifo /tmp/to /tmp/fro
 while read word; do echo $word; done </tmp/to >/tmp/fro &
 exec 3>/tmp/to 4</tmp/fro
