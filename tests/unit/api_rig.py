@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import xenpy
 from tests.guest import build
 from xenpy.api.console import Console
 from xenpy.api.progress import Progress
@@ -23,6 +24,10 @@ from xenpy.domain.ending import End, Ending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+TIMEOUT = 20
+_LOOP = b"\xf3\x90\xeb\xfc"  # pause; jump to the pause
 
 
 @functools.cache
@@ -37,6 +42,23 @@ def kernel(name: str) -> Path:
     if reason := build.missing():
         pytest.skip(reason)
     return _builder().build(name)
+
+
+@contextmanager
+def talking() -> Iterator[xenpy.Guest]:
+    """Run a guest that echoes lines in brackets until one says bye."""
+    with xenpy.Guest.from_kernel(kernel("console"), memory=32, timeout=TIMEOUT) as guest:
+        guest.emergency.expect("listening")
+        yield guest
+
+
+@contextmanager
+def spinning() -> Iterator[xenpy.Guest]:
+    """Run a guest that does nothing but run."""
+    with xenpy.Guest.from_kernel(kernel("ending"), memory=32, cmdline="spin", timeout=TIMEOUT) as guest:
+        guest.emergency.expect("ending: spin")
+        guest.wait_for(lambda: guest.read_memory(4, gva=guest.registers().rip) in _LOOP * 2, what="loop")
+        yield guest
 
 
 def make_console(timeout: float = 20.0) -> tuple[Console, list[bytes]]:

@@ -161,6 +161,14 @@ class FifoGuest:
         raise AssertionError("the queue has no end")
 
 
+def ipis(guest: Guest, fifo: FifoGuest, count: int, vcpu_id: int = 0) -> list[int]:
+    """Return ports for IPIs, unmasked."""
+    ports = [guest.evtchn.bind_ipi(vcpu_id) for _ in range(count)]
+    for port in ports:
+        fifo.unmask(port)
+    return ports
+
+
 @contextmanager
 def two_guests(**kwargs: int) -> Iterator[tuple[Guest, Guest, HostPorts]]:
     """Make domains 1, 2 and 0."""

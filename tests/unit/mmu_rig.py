@@ -24,6 +24,9 @@ READ_ONLY = POOL + 1
 PRESENT, RW, USER = paging.PTE_PRESENT, paging.PTE_RW, paging.PTE_USER
 P, PRW = PRESENT | USER, PRESENT | RW | USER
 XEN_ENTRY = 0xABC000 | PRESENT
+NX = 1 << 63
+GLOBAL, PSE, PWT, PCD, ACCESSED, DIRTY = 1 << 8, 1 << 7, 1 << 3, 1 << 4, 1 << 5, 1 << 6
+PIN_L1, PIN_L2, PIN_L3, PIN_L4, UNPIN = range(5)
 DOMID, OTHER_DOMID = 7, 8
 
 L4, L3, L2, L1 = BASE, BASE + 1, BASE + 2, BASE + 3
@@ -32,6 +35,7 @@ ARGUMENTS = BASE + 4
 """A page for hypercall arguments, mapped writable at its own index."""
 FREE = BASE + 8
 """From here on no frame is used by `Rig.start`."""
+A, B, C, D = FREE, FREE + 1, FREE + 2, FREE + 3
 
 dispatch.load()
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from api_rig import kernel
+from api_rig import TIMEOUT, kernel, spinning, talking
 
 import xenpy
 from xenpy.errors import Errno
@@ -17,24 +17,16 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kvm, pytest.mark.guest]
 
-TIMEOUT = 20
-_LOOP = b"\xf3\x90\xeb\xfc"  # pause; jump to the pause
-
 
 @pytest.fixture
 def talker() -> Iterator[xenpy.Guest]:
-    """A guest that echoes lines in brackets until one says bye."""
-    with xenpy.Guest.from_kernel(kernel("console"), memory=32, timeout=TIMEOUT) as guest:
-        guest.emergency.expect("listening")
+    with talking() as guest:
         yield guest
 
 
 @pytest.fixture
 def spinner() -> Iterator[xenpy.Guest]:
-    """A guest that does nothing but run."""
-    with xenpy.Guest.from_kernel(kernel("ending"), memory=32, cmdline="spin", timeout=TIMEOUT) as guest:
-        guest.emergency.expect("ending: spin")
-        guest.wait_for(lambda: guest.read_memory(4, gva=guest.registers().rip) in _LOOP * 2, what="loop")
+    with spinning() as guest:
         yield guest
 
 

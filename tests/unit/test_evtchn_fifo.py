@@ -16,6 +16,7 @@ from evtchn_rig import (
     RAM_PAGES,
     FifoGuest,
     Guest,
+    ipis,
     two_guests,
 )
 
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 def guest() -> Iterator[Guest]:
     with two_guests(max_ports=1 << 17) as (one, _, _):
         yield one
-
-
-def ipis(guest: Guest, fifo: FifoGuest, count: int, vcpu_id: int = 0) -> list[int]:
-    ports = [guest.evtchn.bind_ipi(vcpu_id) for _ in range(count)]
-    for port in ports:
-        fifo.unmask(port)
-    return ports
 
 
 def refused(errno: Errno, function: Callable[..., object], *args: int) -> None:

@@ -15,6 +15,7 @@ from evtchn_rig import (
     PENDING,
     FifoGuest,
     Guest,
+    ipis,
     two_guests,
 )
 
@@ -28,13 +29,6 @@ if TYPE_CHECKING:
 def guest() -> Iterator[Guest]:
     with two_guests(max_ports=1 << 17) as (one, _, _):
         yield one
-
-
-def ipis(guest: Guest, fifo: FifoGuest, count: int, vcpu_id: int = 0) -> list[int]:
-    ports = [guest.evtchn.bind_ipi(vcpu_id) for _ in range(count)]
-    for port in ports:
-        fifo.unmask(port)
-    return ports
 
 
 class Racer:

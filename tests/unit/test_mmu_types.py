@@ -6,21 +6,37 @@ from typing import TYPE_CHECKING
 
 import pytest
 from mmu_rig import (
+    ACCESSED,
     ARGUMENTS,
     BASE,
+    DIRTY,
     FREE,
+    GLOBAL,
     L1,
     L2,
     L3,
     L4,
+    NX,
     PAGES,
+    PCD,
+    PIN_L1,
+    PIN_L2,
+    PIN_L3,
+    PIN_L4,
     POOL,
     PRESENT,
     PRW,
+    PSE,
+    PWT,
     READ_ONLY,
     RW,
+    UNPIN,
     USER,
     XEN_ENTRY,
+    A,
+    B,
+    C,
+    D,
     P,
     Rig,
     audited_rig,
@@ -36,11 +52,7 @@ from xenpy.pv.mmu.layout import OWNED, PINNED, VALIDATED, WAS_TABLE, FrameType
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PIN_L1, PIN_L2, PIN_L3, PIN_L4, UNPIN = range(5)
-NX = 1 << 63
-GLOBAL, PSE, PWT, PCD, ACCESSED, DIRTY = 1 << 8, 1 << 7, 1 << 3, 1 << 4, 1 << 5, 1 << 6
 GUEST_KERNEL = 1 << 52
-A, B, C, D = FREE, FREE + 1, FREE + 2, FREE + 3
 
 
 @pytest.fixture

@@ -7,17 +7,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 from mmu_rig import (
+    ACCESSED,
     ARGUMENTS,
     BASE,
+    DIRTY,
     FREE,
+    GLOBAL,
     L1,
     L2,
     L3,
     L4,
+    NX,
     PAGES,
+    PIN_L1,
+    PIN_L4,
     POOL,
     PRESENT,
     PRW,
+    UNPIN,
+    A,
+    B,
+    C,
+    D,
     P,
     Rig,
     audited_rig,
@@ -34,11 +45,6 @@ from xenpy.pv.mmu.reservation import INVALID_M2P_ENTRY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-PIN_L1, PIN_L4, UNPIN = 0, 3, 4
-NX = 1 << 63
-GLOBAL, ACCESSED, DIRTY = 1 << 8, 1 << 5, 1 << 6
-A, B, C, D = FREE, FREE + 1, FREE + 2, FREE + 3
 
 
 @pytest.fixture

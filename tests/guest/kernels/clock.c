@@ -8,21 +8,9 @@
 #define TICKS 100000000ull /* some tens of milliseconds */
 #define LIMIT 200000000000ull
 
-/* System time as a vcpu_time_info tells it. */
 static uint64_t now(void)
 {
-    volatile struct vcpu_time_info *time = &vcpu_info(0)->time;
-    uint64_t result;
-    uint32_t version;
-    do {
-        version = time->version & ~1u;
-        barrier();
-        uint64_t ticks = rdtsc() - time->tsc_timestamp;
-        ticks = time->tsc_shift < 0 ? ticks >> -time->tsc_shift : ticks << time->tsc_shift;
-        result = time->system_time + (uint64_t)((unsigned __int128)ticks * time->tsc_to_system_mul >> 32);
-        barrier();
-    } while (version != time->version);
-    return result;
+    return read_clock(&vcpu_info(0)->time);
 }
 
 static void spin(uint64_t ticks)

@@ -234,4 +234,22 @@ static inline void wait_for_interrupt(void)
 
 #define barrier() __asm__ volatile("" ::: "memory")
 
+/* System time as a vcpu_time_info tells it. Ref: xen/include/public/xen.h */
+static inline uint64_t read_clock(volatile struct vcpu_time_info *time)
+{
+    uint64_t result;
+    uint32_t version;
+    do {
+        version = time->version;
+        barrier();
+        uint64_t ticks = rdtsc() - time->tsc_timestamp;
+        ticks = time->tsc_shift < 0 ? ticks >> -time->tsc_shift : ticks << time->tsc_shift;
+        /* ticks * tsc_to_system_mul >> 32, without needing 96 bits. */
+        result = time->system_time + (ticks >> 32) * time->tsc_to_system_mul +
+                 ((ticks & 0xffffffff) * time->tsc_to_system_mul >> 32);
+        barrier();
+    } while (version & 1 || version != time->version);
+    return result;
+}
+
 #endif

@@ -18,21 +18,6 @@ static long register_time(volatile void *area)
     return vcpu_op(VCPUOP_register_vcpu_time_memory_area, 0, &op);
 }
 
-static uint64_t read_clock(volatile struct vcpu_time_info *time)
-{
-    uint64_t result;
-    uint32_t version;
-    do {
-        version = time->version;
-        barrier();
-        uint64_t ticks = rdtsc() - time->tsc_timestamp;
-        ticks = time->tsc_shift < 0 ? ticks >> -time->tsc_shift : ticks << time->tsc_shift;
-        result = time->system_time + (uint64_t)((unsigned __int128)ticks * time->tsc_to_system_mul >> 32);
-        barrier();
-    } while (version & 1 || version != time->version);
-    return result;
-}
-
 static bool is_clock(volatile struct vcpu_time_info *time)
 {
     for (unsigned i = 0; i < ROUNDS; i++) {

@@ -218,18 +218,7 @@ bool map_at(unsigned long va, uint64_t entry)
 
 uint64_t system_time(void)
 {
-    volatile struct vcpu_time_info *time = &vcpu_info(0)->time;
-    uint64_t result;
-    uint32_t version;
-    do {
-        version = time->version;
-        barrier();
-        uint64_t ticks = rdtsc() - time->tsc_timestamp;
-        ticks = time->tsc_shift < 0 ? ticks >> -time->tsc_shift : ticks << time->tsc_shift;
-        result = time->system_time + (uint64_t)((unsigned __int128)ticks * time->tsc_to_system_mul >> 32);
-        barrier();
-    } while (version & 1 || version != time->version);
-    return result;
+    return read_clock(&vcpu_info(0)->time);
 }
 
 static bool m2p_init(void)
