@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shlex
 import shutil
 import sys
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.boot.web import lay_out, upload
 from tests.conftest import images
 from xenpy.guests import busybox
 from xenpy.initramfs import make_initramfs
@@ -45,25 +44,15 @@ fetch small
 echo "packets $(cat /sys/class/net/eth0/statistics/rx_packets)"
 ip link set eth0 mtu 65520
 fetch large
-base64 </tmp/file >/tmp/text  # wget posts no zero bytes
-echo "upload $(wget -q -O - --post-file /tmp/text http://10.0.2.2:{PORT}/cgi-bin/sum)"
+{upload(f"10.0.2.2:{PORT}")}
 dmesg | grep -E 'BUG:|cut here|Oops' | sed 's/^/complaint /'
-"""
-SUM = """#!/bin/sh
-echo
-head -c "$CONTENT_LENGTH" | base64 -d | sha256sum | cut -d ' ' -f 1
 """
 
 
 def test_fetches_and_sends_files_over_user_networking(emulated_host: EmulatedHost, tmp_path: Path) -> None:
     if shutil.which("passt") is None:
         pytest.skip("passt is not installed")
-    content = os.urandom(SIZE)
-    digest = hashlib.sha256(content).hexdigest()
-    (tmp_path / "file").write_bytes(content)
-    (tmp_path / "cgi-bin").mkdir()
-    (tmp_path / "cgi-bin" / "sum").write_text(SUM)
-    (tmp_path / "cgi-bin" / "sum").chmod(0o755)
+    digest = lay_out(tmp_path, SIZE)
     kernel = images(KERNEL)
     ramdisk = make_initramfs(command=FETCH, images=kernel, modules=["xen-netfront"], files={"etc/lease": LEASE})
     config = tmp_path / "guest.cfg"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shlex
 import shutil
 import subprocess
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.boot.web import lay_out, upload
 from tests.conftest import images
 from xenpy.guests import busybox
 from xenpy.initramfs import make_initramfs
@@ -30,13 +29,8 @@ ip addr add {GUEST}/24 dev eth0
 ip link set eth0 up
 wget -q -O /tmp/file http://{HOST}:{PORT}/file && echo "digest $(sha256sum </tmp/file | cut -d ' ' -f 1)"
 echo "packets $(cat /sys/class/net/eth0/statistics/rx_packets)"
-base64 </tmp/file >/tmp/text  # wget posts no zero bytes
-echo "upload $(wget -q -O - --post-file /tmp/text http://{HOST}:{PORT}/cgi-bin/sum)"
+{upload(f"{HOST}:{PORT}")}
 dmesg | grep -E 'BUG:|cut here|Oops' | sed 's/^/complaint /'
-"""
-SUM = """#!/bin/sh
-echo
-head -c "$CONTENT_LENGTH" | base64 -d | sha256sum | cut -d ' ' -f 1
 """
 NETWORK = (
     f"ip link set lo up && ip link add {BRIDGE} type bridge && ip addr add {HOST}/24 dev {BRIDGE}"
@@ -51,12 +45,7 @@ def test_files_pass_both_ways_over_a_tap_on_a_bridge(tmp_path: Path) -> None:
     probe = subprocess.run([*namespace, NETWORK], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"no network namespace with a bridge and a tap: {probe.stderr.strip()}")
-    content = os.urandom(SIZE)
-    digest = hashlib.sha256(content).hexdigest()
-    (tmp_path / "file").write_bytes(content)
-    (tmp_path / "cgi-bin").mkdir()
-    (tmp_path / "cgi-bin" / "sum").write_text(SUM)
-    (tmp_path / "cgi-bin" / "sum").chmod(0o755)
+    digest = lay_out(tmp_path, SIZE)
     kernel = images(KERNEL)
     ramdisk = make_initramfs(command=COMMAND, images=kernel, modules=["xen-netfront"])
     config = tmp_path / "guest.cfg"

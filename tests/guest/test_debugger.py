@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tests.gdb_client import Client
 from xenpy.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TIMEOUT = 90
@@ -60,12 +60,18 @@ def check(guest: xenpy.Guest, test: str) -> None:
     assert ending.kind is xenpy.End.POWEROFF
 
 
-def test_a_breakpoint_from_the_first_instruction_on(kernel: Callable[[str], Kernel]) -> None:
+@contextmanager
+def debugged(kernel: Callable[[str], Kernel]) -> Iterator[tuple[xenpy.Guest, Client, int, int]]:
+    """Give the kernel to debug before its first instruction, its debugger, and where its marker and its counter are."""
     debug = kernel("debug")
     guest = debug.guest()
-    marker, counter = debug.symbols["marker"], debug.symbols["counter"]
     address = guest.gdb()
     with guest, Client(address) as gdb:
+        yield guest, gdb, debug.symbols["marker"], debug.symbols["counter"]
+
+
+def test_a_breakpoint_from_the_first_instruction_on(kernel: Callable[[str], Kernel]) -> None:
+    with debugged(kernel) as (guest, gdb, marker, counter):
         assert gdb.ask("?") == "T05thread:1;"
         assert "ready" not in guest.emergency.text
         code = gdb.ask(f"m{marker:x},8")
@@ -88,11 +94,7 @@ def test_a_breakpoint_from_the_first_instruction_on(kernel: Callable[[str], Kern
 
 
 def test_steps_within_a_range_are_one_for_the_debugger(kernel: Callable[[str], Kernel]) -> None:
-    debug = kernel("debug")
-    guest = debug.guest()
-    marker, counter = debug.symbols["marker"], debug.symbols["counter"]
-    address = guest.gdb()
-    with guest, Client(address) as gdb:
+    with debugged(kernel) as (guest, gdb, marker, counter):
         assert gdb.ask(f"Z0,{marker:x},1") == "OK"
         assert gdb.ask("vCont;c") == "T05thread:1;swbreak:;"
         assert gdb.ask(f"z0,{marker:x},1") == "OK"
@@ -111,11 +113,7 @@ def test_steps_within_a_range_are_one_for_the_debugger(kernel: Callable[[str], K
 
 
 def test_registers_and_memory_are_written(kernel: Callable[[str], Kernel]) -> None:
-    debug = kernel("debug")
-    guest = debug.guest()
-    marker, counter = debug.symbols["marker"], debug.symbols["counter"]
-    address = guest.gdb()
-    with guest, Client(address) as gdb:
+    with debugged(kernel) as (guest, gdb, marker, counter):
         gdb.ask(f"Z1,{marker:x},1")
         assert gdb.ask("c").startswith("T05")
         assert gdb.ask("P5=" + (41).to_bytes(8, "little").hex()) == "OK"  # rdi
@@ -257,11 +255,7 @@ def test_atomic_instructions_beside_what_is_watched(builder: build.Builder) -> N
 
 
 def test_a_watchpoint_stops_behind_each_store(kernel: Callable[[str], Kernel]) -> None:
-    debug = kernel("debug")
-    guest = debug.guest()
-    marker, counter = debug.symbols["marker"], debug.symbols["counter"]
-    address = guest.gdb()
-    with guest, Client(address) as gdb:
+    with debugged(kernel) as (guest, gdb, marker, counter):
         assert gdb.ask(f"Z2,{counter:x},8") == "OK"
         for value in (1, 3, 6):
             assert gdb.ask("vCont;c") == f"T05thread:1;watch:{counter:x};"
