@@ -68,6 +68,7 @@ KVM_IOCTLS: dict[str, tuple[str, int, str]] = {
     "KVM_SET_VCPU_EVENTS": ("w", 0xA0, "kvm_vcpu_events"),
     "KVM_GET_DEBUGREGS": ("r", 0xA1, "kvm_debugregs"),
     "KVM_SET_DEBUGREGS": ("w", 0xA2, "kvm_debugregs"),
+    "KVM_SET_TSC_KHZ": ("", 0xA2, ""),
     "KVM_GET_TSC_KHZ": ("", 0xA3, ""),
     "KVM_ENABLE_CAP": ("w", 0xA3, "kvm_enable_cap"),
     "KVM_GET_XSAVE": ("r", 0xA4, "kvm_xsave"),

@@ -38,11 +38,22 @@ class Vm:
         self._msi = ffi.new("struct kvm_msi *")
         self._msi_pointer = pointer(self._msi)
         self._setup_intel_areas()
+        self._take_host_tsc_frequency()
 
     def _setup_intel_areas(self) -> None:
         identity = ffi.new("uint64_t *", _IDENTITY_GPA)
         libc.ioctl(self.fd, request.KVM_SET_IDENTITY_MAP_ADDR, pointer(identity))
         libc.ioctl(self.fd, request.KVM_SET_TSS_ADDR, _TSS_GPA)
+
+    def _take_host_tsc_frequency(self) -> None:
+        """Have vCPUs begin with the frequency that the host's TSC is now known to have.
+
+        KVM remembers what the kernel believed when the module was loaded, which may be before the kernel has measured it well. Where KVM cannot
+        scale the TSC, a vCPU that begins with a frequency further off than tsc_tolerance_ppm is left with a ratio of 0: a TSC that stands still.
+
+        Ref: Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ; 0 is the host's; older kernels know it for vCPUs only, and refuse
+        """
+        libc.ioctl(self.fd, request.KVM_SET_TSC_KHZ, 0)
 
     def enable(self, cap: Cap, *args: int) -> None:
         """Turn a capability on."""
