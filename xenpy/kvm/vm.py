@@ -48,8 +48,9 @@ class Vm:
     def _take_host_tsc_frequency(self) -> None:
         """Have vCPUs begin with the frequency that the host's TSC is now known to have.
 
-        KVM remembers what the kernel believed when the module was loaded, which may be before the kernel has measured it well. Where KVM cannot
-        scale the TSC, a vCPU that begins with a frequency further off than tsc_tolerance_ppm is left with a ratio of 0: a TSC that stands still.
+        KVM remembers what the kernel believed when the module was loaded, which may be before the kernel has measured it well.
+        Where KVM cannot scale the TSC, a vCPU that begins with a frequency further off than tsc_tolerance_ppm is left with a ratio
+        of 0: a TSC that stands still.
 
         Ref: Documentation/virt/kvm/api.rst, KVM_SET_TSC_KHZ; 0 is the host's; older kernels know it for vCPUs only, and refuse
         """

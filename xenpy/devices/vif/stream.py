@@ -1,11 +1,16 @@
 """Frames over a stream socket, each after its length as a 32-bit big-endian number: what passt and QEMU's `-netdev stream` speak.
 
+Who reads such a stream need not be able to put a frame together again that comes in many pieces: Debian 12's passt waits for one
+more piece, and when that is not the rest, drops it all and takes whatever comes next for a length. So small frames go many at a
+time but never in two of the kernel's buffers, and a large one goes by itself, in two.
+
 Ref: qemu(1), -netdev stream
 """
 
 from __future__ import annotations
 
 import socket
+from collections import deque
 from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -25,6 +30,8 @@ LENGTH: Final = Struct(">I")
 _BUFFER_SIZE: Final = 1 << 19
 SOCKET_BUFFER: Final = 1 << 22
 """What we ask for; the kernel gives what net.core.wmem_max allows."""
+_ONE_BUFFER: Final = 1 << 15
+"""So much is never split, and a frame never in three: unix_stream_sendmsg fills buffers of 32 KiB and what fits beside the head."""
 _MAX_PIECES: Final = 1000
 """Of one sendmsg. Ref: IOV_MAX, 1024 on Linux"""
 
@@ -38,7 +45,8 @@ class StreamLink(Link):
         self._sink: Sink | None = None
         self._input = bytearray(_BUFFER_SIZE)
         self._filled = 0
-        self._output = b""
+        self._output: deque[bytes] = deque()
+        """What the socket has no room for yet, in what is to be sent at a time."""
         self.is_reading = False
         self._socket: socket.socket | None = None
 
@@ -49,7 +57,7 @@ class StreamLink(Link):
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         self._socket = stream
         self._filled = 0
-        self._output = b""
+        self._output.clear()
         if self._sink is not None:
             self._watch()
 
@@ -155,15 +163,18 @@ class StreamLink(Link):
     def send(self, frames: Sequence[Frame]) -> None:
         """Send frames; what the socket has no room for is kept, and the link is busy until it is gone."""
         pieces: list[Buffer] = []
+        size = 0
         for frame in frames:
-            if len(pieces) + 1 + len(frame.parts) > _MAX_PIECES:
-                self._send(pieces)
-                pieces = []
+            whole = LENGTH.size + frame.size
+            if pieces and (size + whole > _ONE_BUFFER or len(pieces) + 1 + len(frame.parts) > _MAX_PIECES):
+                self._send(pieces, size)
+                pieces, size = [], 0
             pieces.append(LENGTH.pack(frame.size))
             pieces.extend(frame.parts)
-        self._send(pieces)
+            size += whole
+        self._send(pieces, size)
 
-    def _send(self, pieces: Sequence[Buffer]) -> None:
+    def _send(self, pieces: Sequence[Buffer], size: int) -> None:
         if self._socket is None:
             return
         sent = 0
@@ -174,10 +185,11 @@ class StreamLink(Link):
                 pass
             except OSError:
                 return  # it ended: the read side hears of it
-        if self._output or sent < sum(map(len, pieces)):
-            self._output += b"".join(pieces)[sent:]
-            self.busy = True
-            self._loop.watch(self._socket.fileno(), WRITE, self._on_writable)
+        if sent < size:
+            self._output.append(b"".join(pieces)[sent:])
+            if not self.busy:
+                self.busy = True
+                self._loop.watch(self._socket.fileno(), WRITE, self._on_writable)
 
     def _on_writable(self) -> None:
         sink = self._sink
@@ -187,16 +199,20 @@ class StreamLink(Link):
             if self._socket is None:
                 return
             try:
-                sent = self._socket.send(self._output)
+                while self._output:
+                    data = self._output.popleft()
+                    sent = self._socket.send(data)
+                    if sent < len(data):
+                        self._output.appendleft(data[sent:])
+                        return
             except BlockingIOError:
+                self._output.appendleft(data)
                 return
             except OSError:
-                sent = len(self._output)
-            self._output = self._output[sent:]
-            if not self._output:
-                self._loop.watch(self._socket.fileno(), WRITE, None)
-                self.busy = False
-                sink.link_idle()
+                self._output.clear()  # it ended: the read side hears of it
+            self._loop.watch(self._socket.fileno(), WRITE, None)
+            self.busy = False
+            sink.link_idle()
 
     def close(self) -> None:
         """Close the stream."""
