@@ -354,8 +354,10 @@ class Guest:
             raise ConfigError("memory is read and written at either gpa= or gva=")
         if gva is None:
             with self.host.lock:
+                self._check_open()  # whoever closes it may have been quicker
                 return [action(gpa or 0, size)]
         with self._processors.held(), self.host.lock:
+            self._check_open()
             return [action(*piece) for piece in self._processors.pages(gva, size, vcpu)]
 
     def _check_open(self) -> None:

@@ -285,11 +285,11 @@ class Domain(ABC):
                     self.gnttab.destroy()
         if hasattr(self, "vm"):
             self.vm.close()
-        # Views of guest memory may live on in reference cycles; a mapping that is still exported stays until they go.
-        with suppress(BufferError):
-            self.memory.close()
-        with suppress(BufferError):
-            self.frames.close()
+        with self.host.lock:  # not while somebody reads
+            with suppress(BufferError):
+                self.memory.close()
+            with suppress(BufferError):
+                self.frames.close()
 
     # -- what hypercall handlers ask --------------------------------------------------------------------------------------
 
