@@ -21,7 +21,7 @@ from xenpy.domain.pv.vcpu import PvVcpu
 from xenpy.errors import Errno, XenError
 from xenpy.kvm.constants import Cap
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
-from xenpy.pv.emulate import Ports
+from xenpy.pv.emulate import MACH2PHYS, Ports
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.mmu.layout import OWNED, FrameType, refs_of, type_name, type_of
 from xenpy.pv.mmu.mmu import Mmu
@@ -219,6 +219,13 @@ class PvDomain(Domain):
             if slot == self.shim.slot:
                 entry = self.shim.kernel_slot if kernel else self.shim.user_slot
             self._store(table + slot * 8, entry)
+
+    def look_up(self, gva: int, size: int) -> int | None:
+        """Return what the machine-to-physical map has for an address that is right where Xen has it; None outside it."""
+        index, offset = divmod(gva - MACH2PHYS, 8)
+        if not 0 <= index < len(self.m2p) or offset + size > 8:
+            return None
+        return self.m2p[index] >> 8 * offset & (1 << 8 * size) - 1
 
     # -- what the base class asks -------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from xenpy.errors import XenError
 from xenpy.hypercalls.callback import CALLBACKTYPE
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
-from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privileged, emulate_store
+from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_load, emulate_privileged, emulate_store
 from xenpy.pv.emulate.machine import Vector
 from xenpy.pv.mmu.entries import XEN_SLOTS
 from xenpy.pv.mmu.layout import is_l1
@@ -121,6 +121,11 @@ class Faults(Bounces):
                 with domain.host.lock:
                     self.take_over()
                     outcome = emulate_store(self._machine, gva, self._write_entry)
+                if outcome is not Outcome.UNHANDLEABLE:
+                    self._finish(outcome, Vector.PF, error)
+                    return
+            elif not error & (_PF_WRITE | _PF_FETCH) and domain.look_up(gva, 1) is not None:
+                outcome = emulate_load(self._machine, gva, domain.look_up)
                 if outcome is not Outcome.UNHANDLEABLE:
                     self._finish(outcome, Vector.PF, error)
                     return

@@ -61,6 +61,7 @@ _MOFFS: Final = _Form(immediate=Immediate.OFFSET)
 _FORMS: Final[dict[int, _Form]] = {
     **{base | width: _MODRM for base in range(0x00, 0x38, 8) for width in (0, 1)},  # add ... xor: register to memory
     **dict.fromkeys((0x86, 0x87, 0x88, 0x89, 0xF6, 0xF7, 0xFE, 0xFF), _MODRM),  # xchg, mov, not/neg, inc/dec
+    **dict.fromkeys((0x8A, 0x8B, TWO_BYTE | 0xB6, TWO_BYTE | 0xB7), _MODRM),  # mov from memory, movzx
     **dict.fromkeys((0x80, 0x83, 0xC6), _MODRM_BYTE),
     **dict.fromkeys((0x81, 0xC7), _MODRM_WORD),
     **dict.fromkeys((0xA2, 0xA3), _MOFFS),
