@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,17 +175,16 @@ def test_a_process(linux: xenpy.Guest) -> None:
             assert client.ask(f"Z0,{here:x},1") == "OK"
             client.send("vCont;c")
             client.socket.settimeout(SOON_S)
-            try:
-                assert client.reply().endswith("swbreak:;")
-            except TimeoutError:  # it was the shell on its way to sleep, not one that goes in circles
-                client.socket.settimeout(TIMEOUT_S)
-                stop(client)
-                assert client.ask(f"z0,{here:x},1") == "OK"
-            else:
+            answer = None
+            with suppress(TimeoutError):  # if it was the shell on its way to sleep, not one that goes in circles
+                answer = client.reply()
+            client.socket.settimeout(TIMEOUT_S)
+            if answer is not None:
                 break
-        else:
-            pytest.fail("no breakpoint is ever reached")
-        client.socket.settimeout(TIMEOUT_S)
+            stop(client)
+            assert client.ask(f"z0,{here:x},1") == "OK"
+        assert answer is not None, "no breakpoint is ever reached"
+        assert answer.endswith("swbreak:;")
         there = [thread for thread in (1, 2) if client.ask(f"Hg{thread}") == "OK" and client.registers()["rip"] == here]
         assert there
         assert client.ask(f"m{here:x},1") != "cc"

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import pytest
+from loop_rig import in_thread
 
 from xenpy.devices.vif.frame import Frame
 from xenpy.devices.vif.stream import LENGTH, StreamLink
@@ -63,13 +64,8 @@ class Noted(socket.socket):
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    loop = Loop()
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield loop
-    loop.stop()
-    thread.join()
-    loop.close()
+    with in_thread(Loop()) as loop:
+        yield loop
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
+from loop_rig import in_thread
 
 from xenpy.abi.xs_wire import MsgType
 from xenpy.errors import HostError
@@ -57,23 +58,13 @@ class SocketClient:
 
 
 def _selector_loop() -> Iterator[SelectorLoop]:
-    loop = SelectorLoop()
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield loop
-    loop.stop()
-    thread.join()
-    loop.close()
+    with in_thread(SelectorLoop()) as loop:
+        yield loop
 
 
 def _vmm_loop() -> Iterator[AdaptedLoop]:
-    loop = Loop()
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield AdaptedLoop(loop)
-    loop.call_soon(loop.stop)
-    thread.join()
-    loop.close()
+    with in_thread(Loop()) as loop:
+        yield AdaptedLoop(loop)
 
 
 @pytest.fixture(params=[_selector_loop, _vmm_loop])

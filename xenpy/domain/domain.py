@@ -285,6 +285,7 @@ class Domain(ABC):
                     self.gnttab.destroy()
         if hasattr(self, "vm"):
             self.vm.close()
+        # Views of guest memory may live on in reference cycles; a mapping that is still exported stays until they go.
         with self.host.lock:  # not while somebody reads
             with suppress(BufferError):
                 self.memory.close()

@@ -200,13 +200,13 @@ class StreamLink(Link):
                 return
             try:
                 while self._output:
-                    data = self._output.popleft()
+                    data = self._output[0]
                     sent = self._socket.send(data)
                     if sent < len(data):
-                        self._output.appendleft(data[sent:])
+                        self._output[0] = data[sent:]
                         return
+                    self._output.popleft()
             except BlockingIOError:
-                self._output.appendleft(data)
                 return
             except OSError:
                 self._output.clear()  # it ended: the read side hears of it

@@ -117,18 +117,16 @@ class Faults(Bounces):
         domain = self.domain
         if self.in_kernel:
             error &= ~_PF_USER
+            outcome: Outcome | GuestFault = Outcome.UNHANDLEABLE
             if error & (_PF_PRESENT | _PF_WRITE) == _PF_PRESENT | _PF_WRITE and self._is_table(gva):
                 with domain.host.lock:
                     self.take_over()
                     outcome = emulate_store(self._machine, gva, self._write_entry)
-                if outcome is not Outcome.UNHANDLEABLE:
-                    self._finish(outcome, Vector.PF, error)
-                    return
             elif not error & (_PF_WRITE | _PF_FETCH) and domain.look_up(gva, 1) is not None:
                 outcome = emulate_load(self._machine, gva, domain.look_up)
-                if outcome is not Outcome.UNHANDLEABLE:
-                    self._finish(outcome, Vector.PF, error)
-                    return
+            if outcome is not Outcome.UNHANDLEABLE:
+                self._finish(outcome, Vector.PF, error)
+                return
         if self._is_stale(error, gva):
             self.flush_tlb()
             return
