@@ -92,9 +92,10 @@ class Loop:
         os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
-        """Serve until `stop` is called; if it was called already, return at once."""
+        """Serve until `stop` is called; if it was called already, return at once. Calls asked for before that are made."""
         while not self._stopped:
             self._run_once()
+        self._make_calls()
         self._stopped = False
 
     def _run_once(self) -> None:
@@ -114,6 +115,9 @@ class Loop:
             deadline = heapq.heappop(self._deadlines)[2]
             if deadline.callback is not None:
                 deadline.callback()
+        self._make_calls()
+
+    def _make_calls(self) -> None:
         for _ in range(len(self._soon)):
             self._soon.popleft()()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import build
@@ -9,6 +10,7 @@ import pytest
 from harness import MODES
 
 import xenpy
+from xenpy.threads import thread_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +75,23 @@ def test_time_passes(make: Callable[[str], xenpy.Guest]) -> None:
         start = guest.clock.now()
         guest.clock.advance(180)
         assert guest.clock.now() - start >= 180
+        check(guest)
+
+
+def test_who_waits_for_xen_does_not_wait_for_time(make: Callable[[str], xenpy.Guest]) -> None:
+    with make("leap") as guest:
+        guest.unpause()
+        guest.emergency.expect("ready")
+        domain = guest.domain
+        vcpu = domain.vcpus[0]
+        with domain.host.lock:
+            until = time.monotonic() + TIMEOUT
+            while thread_place(vcpu.thread)[0] and time.monotonic() < until:
+                vcpu.kick()  # which it attends to under the lock
+                time.sleep(0.001)
+            assert not thread_place(vcpu.thread)[0]
+            assert not vcpu.waits
+        guest.clock.jump(90)
         check(guest)
 
 

@@ -253,6 +253,14 @@ def test_a_stop_before_the_loop_runs_is_not_lost(loop: Loop) -> None:
         done.join()
 
 
+def test_what_was_asked_for_before_a_stop_is_done(loop: Loop) -> None:
+    called: list[int] = []
+    loop.call_soon(lambda: called.append(1))
+    loop.stop()
+    loop.run()
+    assert called == [1]
+
+
 def test_a_loop_runs_again_after_it_was_stopped(loop: Loop) -> None:
     for _ in range(3):
         loop.call_later(0.001, loop.stop)

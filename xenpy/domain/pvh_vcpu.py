@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from xenpy.abi._kvm_ioctl import KVM_RUN
 from xenpy.abi.debugcons import DEBUG_PORT
 from xenpy.abi.vcpu import VCPU_HVM_MODE_32B, VCPU_HVM_MODE_64B
 from xenpy.domain import cpuid
@@ -24,7 +25,7 @@ from xenpy.kvm.constants import (
 )
 from xenpy.pv import paging
 from xenpy.pv.hvm_params import HVM_PARAM
-from xenpy.threads import thread_place
+from xenpy.threads import sleeps_in_ioctl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -317,8 +318,11 @@ class PvhVcpu(Vcpu):
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether the guest has nothing to do on this vCPU until an event comes: KVM lets its thread sleep then."""
-        return not thread_place(self.thread)[0]
+        """Tell whether the guest has nothing to do on this vCPU until an event comes: KVM lets its thread sleep then.
+
+        A thread of ours that sleeps elsewhere, for a lock or for the interpreter, is about to run the guest.
+        """
+        return sleeps_in_ioctl(self.thread, self.kvm.fd, KVM_RUN)
 
     def is_halted_for_good(self) -> bool:
         """Tell whether the vCPU halts with interrupts off, or was never started. In its own thread."""

@@ -73,7 +73,9 @@ class Waiting(ABC):
     @property
     def waits(self) -> bool:
         """Tell whether the guest has nothing to do on this vCPU until an event comes, or its deadline. From any thread."""
-        return self._polls or (self.is_idle and not self.event_pending())
+        if self._polls:
+            return not self._woken
+        return self.is_idle and not self.event_pending()
 
     @property
     def sleeps(self) -> bool:

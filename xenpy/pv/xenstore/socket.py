@@ -125,6 +125,7 @@ class SocketServer:
         self.loop = loop
         self.path = path
         self._peers: set[SocketPeer] = set()
+        self._open = True
         self._listener = _listen(path)
         loop.add(self)
 
@@ -143,9 +144,13 @@ class SocketServer:
         except OSError:
             return
         sock.setblocking(False)
-        peer = SocketPeer(self, sock)
-        self._peers.add(peer)
-        self.loop.add(peer)
+        with self.store.guard:
+            if not self._open:
+                sock.close()
+                return
+            peer = SocketPeer(self, sock)
+            self._peers.add(peer)
+            self.loop.add(peer)
 
     def on_writable(self) -> None:
         """Do nothing: a listener never asks for this."""
@@ -157,8 +162,10 @@ class SocketServer:
 
     def close(self) -> None:
         """Disconnect everybody and remove the socket's file."""
-        for peer in tuple(self._peers):
-            peer.close()
+        with self.store.guard:
+            self._open = False
+            for peer in tuple(self._peers):
+                peer.close()
         self.path.unlink(missing_ok=True)
         self.loop.remove(self)
 
