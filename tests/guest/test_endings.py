@@ -24,6 +24,7 @@ _ENDINGS = {
     "triple_fault": End.REBOOT,
     "starve_watchdog": End.WATCHDOG,
     "announced": End.CRASH,
+    "nameless": End.CRASH,
 }
 
 

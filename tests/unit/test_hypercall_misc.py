@@ -67,12 +67,13 @@ def test_the_emergency_console_is_not_read(domain: FakeDomain) -> None:
 # -- vm_assist --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("is_pv", "kinds"), [(False, {5}), (True, {2, 4, 5, 32})])
+@pytest.mark.parametrize(("is_pv", "kinds"), [(False, {5}), (True, {0, 1, 2, 3, 4, 5, 32})])
 def test_assists(is_pv: bool, kinds: set[int]) -> None:
     with fake_domain(is_pv=is_pv) as domain:
         for kind in (*range(40), 63, 64, (1 << 32) - 1):
             result = domain.hypercall(VM_ASSIST, 0, kind)
             assert result == (0 if kind in kinds else -Errno.EINVAL)
+            assert domain.hypercall(VM_ASSIST, 2, kind) == (-Errno.ENOSYS if kind in kinds else -Errno.EINVAL)
         assert domain.vm_assist == sum(1 << kind for kind in kinds)
         for kind in kinds:
             assert domain.hypercall(VM_ASSIST, 1, kind) == 0

@@ -53,13 +53,20 @@ def test_shutdown(domain: FakeDomain, reason: abi.SHUTDOWN) -> None:
     assert domain.asked == [("shutdown", reason)]
 
 
-@pytest.mark.parametrize("reason", [6, 255, (1 << 32) - 1])
-def test_reasons_that_do_not_exist(domain: FakeDomain, reason: int) -> None:
+@pytest.mark.parametrize("reason", [6, 255, (1 << 32) - 2])
+def test_reasons_without_a_name_are_taken(domain: FakeDomain, reason: int) -> None:
     domain.put(ARG, (reason, 4))
-    for command in (abi.SCHEDOP_shutdown, abi.SCHEDOP_shutdown_code):
-        assert op(domain, command) == -Errno.EINVAL
-    assert domain.asked == []
-    assert domain.shutdown_code is None
+    assert op(domain, abi.SCHEDOP_shutdown_code) == 0
+    assert domain.shutdown_code == reason & 0xFF
+    assert op(domain, abi.SCHEDOP_shutdown) == 0
+    assert domain.asked == [("shutdown", reason & 0xFF)]
+
+
+def test_the_first_code_counts(domain: FakeDomain) -> None:
+    for reason in (abi.SHUTDOWN.crash, abi.SHUTDOWN.reboot):
+        domain.put(ARG, (reason, 4))
+        assert op(domain, abi.SCHEDOP_shutdown_code) == 0
+    assert domain.shutdown_code == abi.SHUTDOWN.crash
 
 
 @pytest.mark.parametrize("wide", [False, True])

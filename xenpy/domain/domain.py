@@ -246,9 +246,12 @@ class Domain(ABC):
         self.host.ended(self)
 
     def shutdown(self, reason: int, detail: str = "") -> None:
-        """End the domain for a SHUTDOWN_* reason."""
+        """End the domain for a SHUTDOWN_* reason; for one that has no name, as after a crash."""
         code = self.shutdown_code if self.shutdown_code is not None else reason
-        self.end(Ending(SHUTDOWN_ENDS[code], detail))
+        if code < len(SHUTDOWN_ENDS):
+            self.end(Ending(SHUTDOWN_ENDS[code], detail))
+        else:
+            self.end(Ending(End.CRASH, detail or f"it shut down for reason {code}, which Xen has no name for"))
 
     def internal_error(self, error: BaseException) -> None:
         """End the domain because of a bug of ours, and say where it is."""

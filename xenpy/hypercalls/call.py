@@ -81,7 +81,7 @@ class Call:
         self.args = args
         self.wide = wide
         self.within = within
-        """Whether it is one of a multicall's."""
+        """Whether another makes it: one of a multicall's, or what a legacy form stands for."""
         self.checkpoint: Callable[[], None] = checkpoint if checkpoint is not None else lambda: None
         """To be called in loops whose length the guest chooses: lets other domains in, and ends the call of a dying domain."""
 

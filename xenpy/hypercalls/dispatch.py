@@ -22,7 +22,7 @@ _MODULES: Final = (
     "callback", "console_io", "event_channel", "grant_table", "hvm", "memory", "memory_exchange", "multicall", "physdev", "sched", "vcpu",
     "version", "vm_assist",
 )  # fmt: skip
-_PV_MODULES: Final = ("descriptors", "mmu_update", "mmuext", "traps")
+_PV_MODULES: Final = ("descriptors", "legacy", "mmu_update", "mmuext", "traps")
 """What no PVH kernel asks for, as a rule: imported when one does."""
 
 HYPERCALLS: Final[dict[int, Callable[[Call], int | None]]] = {}
@@ -51,6 +51,7 @@ class Hypercall:
     """A hypercall with commands: argument 0 selects one, another points to its structure."""
 
     def __init__(self, number: int, name: str, *, struct_arg: int = 1) -> None:
+        self.number = number
         self.name = name
         self.struct_arg = struct_arg
         """Which argument points to the structure."""

@@ -5,7 +5,7 @@ Ref: xen/include/public/sched.h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi import sched as abi
 from xenpy.errors import Errno, XenError
@@ -13,6 +13,9 @@ from xenpy.hypercalls.dispatch import Hypercall
 
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
+
+REASON_MASK: Final = 0xFF
+"""What counts of a reason for a shutdown; any value is taken, also those without a name."""
 
 sched_op = Hypercall(29, "sched_op")
 
@@ -29,23 +32,17 @@ def block(call: Call) -> None:
     call.vcpu.block()
 
 
-def _check_reason(reason: int) -> None:
-    if reason > max(abi.SHUTDOWN):
-        raise XenError(Errno.EINVAL, f"shutdown reason {reason}")
-
-
 @sched_op.handles(abi.SCHEDOP_shutdown)
 def shutdown(call: Call, op: Any) -> None:
-    """End the domain for a reason."""
-    _check_reason(op.reason)
-    call.domain.shutdown(op.reason)
+    """End the domain for a reason, of which the lowest byte counts."""
+    call.domain.shutdown(op.reason & REASON_MASK)
 
 
 @sched_op.handles(abi.SCHEDOP_shutdown_code)
 def shutdown_code(call: Call, op: Any) -> None:
-    """Say in advance what a later shutdown without a reason will be for."""
-    _check_reason(op.reason)
-    call.domain.shutdown_code = op.reason
+    """Say in advance what a later shutdown will be for, whatever it says itself; the first word counts."""
+    if call.domain.shutdown_code is None:
+        call.domain.shutdown_code = op.reason & REASON_MASK
 
 
 @sched_op.handles(abi.SCHEDOP_poll)

@@ -16,16 +16,28 @@ if TYPE_CHECKING:
 
 VMASST_CMD_enable: Final = Op(0, "enable")
 VMASST_CMD_disable: Final = Op(1, "disable")
+VMASST_TYPE_4gb_segments: Final = 0
+VMASST_TYPE_4gb_segments_notify: Final = 1
 VMASST_TYPE_writable_pagetables: Final = 2
 VMASST_TYPE_pae_extended_cr3: Final = 3
 VMASST_TYPE_architectural_iopl: Final = 4
 VMASST_TYPE_runstate_update_flag: Final = 5
 VMASST_TYPE_m2p_strict: Final = 32
 
-_PV_TYPES: Final = frozenset((2, 4, 5, 32))
+_PV_TYPES: Final = frozenset((0, 1, 2, 3, 4, 5, 32))
+"""Those that only mean something to 32-bit kernels, which they let use segments of 4 GiB and tables above 4 GiB, are accepted from all."""
 _HVM_TYPES: Final = frozenset((VMASST_TYPE_runstate_update_flag,))
 
-vm_assist = Hypercall(21, "vm_assist")
+
+class _VmAssist(Hypercall):
+    """A type that is not there is noticed before a command that is not."""
+
+    def __call__(self, call: Call) -> int | None:
+        _bit(call)
+        return super().__call__(call)
+
+
+vm_assist = _VmAssist(21, "vm_assist")
 
 
 def _bit(call: Call) -> int:

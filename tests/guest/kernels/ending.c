@@ -42,6 +42,11 @@ static void announced(void)
         shutdown(SHUTDOWN_reboot);
 }
 
+static void nameless(void)
+{
+    shutdown(SHUTDOWN_MAX + 1);
+}
+
 TEST(ending)
 {
     static const char *const reasons[] = {"poweroff", "reboot", "suspend", "crash", "watchdog", "soft_reset"};
@@ -49,7 +54,8 @@ TEST(ending)
         const char *name;
         void (*act)(void);
     } others[] = {{"halt", halt},       {"triple_fault", triple_fault}, {"starve_watchdog", starve_watchdog},
-                  {"spin", spin},       {"announced", announced}};
+                  {"spin", spin},       {"announced", announced},
+                  {"nameless", nameless}};
     say("ending: %s", command_line());
     for (unsigned i = 0; i < ARRAY_SIZE(reasons); i++)
         if (streq(command_line(), reasons[i]))

@@ -14,13 +14,6 @@ TEST(yield)
     CHECK_OK(sched_op(SCHEDOP_yield, 0));
 }
 
-TEST(no_such_reason)
-{
-    struct sched_shutdown op = {.reason = SHUTDOWN_MAX + 1};
-    CHECK_ERR(sched_op(SCHEDOP_shutdown, &op), XEN_EINVAL);
-    CHECK_ERR(sched_op(SCHEDOP_shutdown_code, &op), XEN_EINVAL);
-}
-
 TEST(remote_shutdown_is_the_toolstacks)
 {
     struct sched_remote_shutdown op = {.domain_id = 0x7000, .reason = SHUTDOWN_poweroff};

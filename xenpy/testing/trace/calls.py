@@ -54,12 +54,13 @@ _POSITIONS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The arguments of hypercalls without commands. Ref: xen/include/public/xen.h and arch-x86/xen.h"""
 OTHER_NAMES: Final = {
-    6: "sched_op_compat", 7: "platform_op", 16: "event_channel_op_compat", 19: "physdev_op_compat", 27: "xsm_op", 31: "xenoprof_op",
-    35: "sysctl", 36: "domctl", 37: "kexec_op", 38: "tmem_op", 39: "argo_op", 40: "xenpmu_op", 41: "dm_op", 42: "hypfs_op", 48: "mca",
+    7: "platform_op", 27: "xsm_op", 31: "xenoprof_op", 35: "sysctl", 36: "domctl", 37: "kexec_op", 38: "tmem_op", 39: "argo_op",
+    40: "xenpmu_op", 41: "dm_op", 42: "hypfs_op", 48: "mca",
 }  # fmt: skip
 """Hypercalls that xenpy does not carry out, but kernels try. Ref: xen/include/public/xen.h, __HYPERVISOR_*"""
 _BESIDE: Final[Mapping[str, Mapping[str, int]]] = {
     "vcpu_op": {"vcpuid": 1},
+    "sched_op_compat": {"arg": 1},
     "vm_assist": {"type": 1},
     "console_io": {"count": 1, "buffer": 2},
     "grant_table_op": {"count": 2},
