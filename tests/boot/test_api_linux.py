@@ -23,7 +23,7 @@ pytestmark = pytest.mark.boot
 
 KERNEL = "debian-6.12-cloud"
 CMDLINE = "console=hvc0 quiet"
-BOOT_TIMEOUT = 120
+BOOT_TIMEOUT = 240
 PAGES_PER_MIB = 256
 
 

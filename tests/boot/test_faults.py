@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.boot, pytest.mark.kvm]
 
 KERNEL = "debian-6.12-cloud"
-TIMEOUT = 120
+TIMEOUT = 240
 XVDA, XVDB = 202 << 8, 202 << 8 | 16
 READ = "dd if=/dev/xvda of=/dev/null bs=4k count=4 iflag=direct 2>&1"
 FETCHED = random.Random(1).randbytes(2 << 20)

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("gdb") is None, reason="no gdb (Debian: gdb)"),
 ]
 CMDLINE = "console=hvc0 quiet"
-SOON_S = 10
+SOON_S = 30
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.boot, pytest.mark.kvm]
 
 KERNEL = "debian-6.12"  # cloud kernels have neither 9pnet_xen nor xen-kbdfront
-TIMEOUT = 120
+TIMEOUT = 240
 XVDC = 202 << 8 | 32
 TEXT = "Hello, World!"
 KEYED = "hello, world"

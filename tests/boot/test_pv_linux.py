@@ -33,7 +33,7 @@ dmesg | grep -E 'BUG:|WARNING:|cut here|Oops|segfault|Call Trace|unexpected' | g
 """
 """What a kernel says of the processor's speculation is not about us."""
 DEFAULT = "debian-6.12-cloud"
-BOOT_TIMEOUT = 120
+BOOT_TIMEOUT = 240
 SLOW_TIMEOUT = 600
 
 

@@ -22,7 +22,7 @@ BRIDGE, HOST, GUEST = "xenpybr0", "10.99.0.1", "10.99.0.2"
 PORT = 8080
 SIZE = 4 << 20
 MSS = 1460
-TIMEOUT = 120
+TIMEOUT = 240
 COMMAND = f"""
 ip link set lo up
 ip addr add {GUEST}/24 dev eth0

@@ -100,7 +100,7 @@ def run_kernel(
     vcpus: int = 1,
     memory: int = 32,
     config_extra: str = "",
-    timeout: float = 20.0,
+    timeout: float = 60.0,
     on_line: Callable[[Guest, str], None] | None = None,
 ) -> Result:
     """Boot a kernel as a guest of the type `kind` and wait for its end, `timeout` seconds at most; `memory` in MiB.

@@ -30,7 +30,7 @@ _ENDINGS = {
 
 @pytest.mark.parametrize("way", _ENDINGS)
 def test_ends_as_the_guest_says(runs: Runs, mode: Mode, way: str) -> None:
-    result = run_kernel(runs.elf("ending", mode), config_extra=f'{mode.config}\ncmdline="{way}"', timeout=10)
+    result = run_kernel(runs.elf("ending", mode), config_extra=f'{mode.config}\ncmdline="{way}"', timeout=60)
     assert result.lines == [f"ending: {way}"]
     assert result.ending is not None
     assert result.ending.kind is _ENDINGS[way]

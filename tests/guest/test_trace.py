@@ -93,7 +93,7 @@ def test_api(runs: Runs, mode: Mode) -> None:
         trace(guest, "hypercall=sched_op") as recorder,
     ):
         guest.unpause()
-        guest.wait(timeout=20)
+        guest.wait(timeout=60)
     shutdown = recorder.named("sched_op.shutdown")
     assert shutdown[-1].args == {"reason": "poweroff"}
     assert "EINVAL" in {record.error for record in shutdown}, "the kernel tries a reason that there is not"

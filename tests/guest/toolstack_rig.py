@@ -97,7 +97,7 @@ class Toolstack:
             process.communicate()
 
 
-def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
     """Wait until a condition is true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-TIMEOUT = 20
+TIMEOUT = 60
 _LOOP = b"\xf3\x90\xeb\xfc"  # pause; jump to the pause
 
 
@@ -61,7 +61,7 @@ def spinning() -> Iterator[xenpy.Guest]:
         yield guest
 
 
-def make_console(timeout: float = 20.0) -> tuple[Console, list[bytes]]:
+def make_console(timeout: float = 60.0) -> tuple[Console, list[bytes]]:
     """Return a console without a guest, and the list of what is typed into it."""
     typed: list[bytes] = []
 

@@ -167,7 +167,7 @@ def fake_machine(script: str, inner_ends: dict[Channel, socket.socket]) -> Itera
 def wait_forever(fake: machine.Machine) -> None:
     link = connection.Connection(fake)
     try:
-        link.wait(lambda: False, timeout=20)
+        link.wait(lambda: False, timeout=60)
     finally:
         link.close()
 

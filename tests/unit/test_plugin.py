@@ -23,7 +23,7 @@ needs_kvm = pytest.mark.kvm
 SUITE = """
 import pytest
 
-@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=20)
+@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=60)
 def test_talks(xen_guest):
     xen_guest.console.sendline("hello")
     assert xen_guest.console.expect(r"\\[(.*)\\]")[1] == "hello"
@@ -31,7 +31,7 @@ def test_talks(xen_guest):
 FAILING = """
 import pytest
 
-@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=20)
+@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=60)
 def test_fails(xen_guest):
     xen_guest.console.expect("ready")
     xen_guest.emergency.expect("listening")
@@ -93,10 +93,10 @@ def test_guests_share_the_fixture_host(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         SUITE
         + """
-@pytest.mark.xen_guest(kernel="talker", name="first", timeout=20)
+@pytest.mark.xen_guest(kernel="talker", name="first", timeout=60)
 def test_two(xen_host, xen_guest):
     import xenpy
-    with xenpy.Guest.from_kernel(xen_guest.config.kernel, host=xen_host, name="second", timeout=20) as other:
+    with xenpy.Guest.from_kernel(xen_guest.config.kernel, host=xen_host, name="second", timeout=60) as other:
         path = f"/local/domain/{other.domid}/name"
         assert xen_guest.xenstore.read(path) == "second"
     assert not xen_guest.xenstore.exists(path)
@@ -200,7 +200,7 @@ def test_others_have_their_fixtures(dut, target, xen_host):
     assert target.name == "main"
     dut.write("to nobody")
 
-@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=20)
+@pytest.mark.xen_guest(kernel="talker", memory=32, timeout=60)
 def test_all_at_once(dut, target, xen_guest):
     assert xen_guest.console.expect("ready")
 """

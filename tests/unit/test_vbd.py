@@ -267,7 +267,7 @@ def test_the_lock_is_free_while_the_disk_is_slow(image: Path) -> None:
         backing.hold.clear()
         request = queue.transfer(BLKIF_OP.READ, 0, [queue.buffer()])
         queue.kick()
-        assert frontend.services.lock.acquire(timeout=5)
+        assert frontend.services.lock.acquire(timeout=60)
         frontend.services.lock.release()
         backing.hold.set()
         assert queue.wait(request) == [OKAY]

@@ -34,7 +34,7 @@ GATEWAY_MAC = bytes.fromhex("52550a000202")
 GUEST, GATEWAY = bytes([10, 0, 2, 15]), bytes([10, 0, 2, 2])
 FIN, SYN, PSH, ACK = 1, 2, 8, 16
 MSS = 1460
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Guest:

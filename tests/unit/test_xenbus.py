@@ -254,7 +254,7 @@ def test_close_waits_for_what_is_in_use(services: FakeServices) -> None:
     services.until(lambda: device.pending is not None, "disconnection")
     assert "release" not in device.did
     device.finish()
-    closing.join(10)
+    closing.join(60)
     assert device.did == ["connect", "disconnect", "release"]
     device.close()  # once more is nothing
 
@@ -268,7 +268,7 @@ def test_close_while_disconnecting(services: FakeServices) -> None:
     closing = threading.Thread(target=device.close)
     closing.start()
     device.finish()
-    closing.join(10)
+    closing.join(60)
     services.pump()
     assert device.did == ["connect", "disconnect", "release"]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAC = bytes.fromhex("00163e010203")
 GUEST, HOST = bytes([10, 9, 8, 2]), bytes([10, 9, 8, 1])
 SYN, PSH, ACK = 2, 8, 16
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class Services:

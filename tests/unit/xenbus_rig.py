@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DOMID = 5
 PAGES = 2048
 FIRST_GREF = 8
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class FakeServices:
