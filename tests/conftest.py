@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from xenpy.errors import XenpyError
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from xenpy.guests import GuestImages
 
 KVM = Path("/dev/kvm")
+
+# How fast a machine makes examples, and works them off, is no verdict; fixtures here hold what no example changes.
+settings.register_profile(
+    "xenpy", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("xenpy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from builder_images import PHYS32_ENTRY as ENTRY_NOTE
 from builder_images import PHYS32_RELOC, SHT_NOTE, Load, Section, bzimage, elf, note, pvh_elf, symbols
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xenpy.builder import compression, kernel
@@ -81,7 +81,7 @@ def use(data: bytes) -> None:
         assert not message or str(path) in message
 
 
-PROFILE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROFILE = settings(max_examples=150)
 
 
 @pytest.mark.parametrize("seed", range(len(PLAIN)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from builder_images import CODE, SHT_PROGBITS, Load, Section, elf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pv_rig import (
     BASE_MFN,
@@ -235,7 +235,7 @@ def test_less_memory_than_its_maximum(memory: GuestMemory) -> None:
     assert memory.populate(BASE_MFN + 5000), "it can grow up to the maximum"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     kernel_mib=st.integers(0, 60),
     memory_mib=st.integers(80, 600),

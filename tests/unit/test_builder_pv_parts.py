@@ -38,7 +38,7 @@ def test_the_stub_of_iret_pushes_what_its_frame_begins_with() -> None:
     assert page[127 * 32 :] == bytes.fromhex("51 4153 b87f000000 0f05 415b 59 c3").ljust(32, b"\xcc")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     first=st.one_of(
         st.integers(0, 1 << 40), st.sampled_from([0xFFFF, 0x10000, 0xFFFFFFFE, (1 << 32) - 70000, 1 << 63])

@@ -34,7 +34,7 @@ def faults(function, *args) -> None:
     assert caught.value.errno is Errno.EFAULT
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(gva=st.integers(0, RAM_SIZE - 3 * PAGE_SIZE), data=st.binary(min_size=1, max_size=2 * PAGE_SIZE + 10))
 def test_bytes_come_back_as_written(domain: FakeDomain, gva: int, data: bytes) -> None:
     call = domain.call(0)
@@ -123,7 +123,7 @@ def test_sizes_in_both_layouts(domain: FakeDomain) -> None:
     assert struct_size("sched_poll") == 24
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ports=st.integers(0, (1 << 32) - 1), count=st.integers(0, (1 << 32) - 1), timeout=st.integers(0, (1 << 64) - 1))
 def test_32_bit_structures_are_widened(domain: FakeDomain, ports: int, count: int, timeout: int) -> None:
     call = domain.call(0, wide=False)

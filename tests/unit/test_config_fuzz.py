@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xenpy.config import build, parse_text
@@ -102,7 +102,6 @@ def plain(value: Value) -> object:
     return value.text if isinstance(value, Atom) else [plain(item) for item in value.items]
 
 
-@settings(deadline=None)
 @given(TEXTS)
 @example("a='\\")
 @example("a=" + "[" * 500)
@@ -111,7 +110,6 @@ def test_any_text_is_settings_or_an_error(text: str) -> None:
         parse_text(text, "f")
 
 
-@settings(deadline=None)
 @given(TEXTS)
 @example("a=\ud800")
 def test_any_override_is_settings_or_an_error(text: str) -> None:
@@ -120,14 +118,12 @@ def test_any_override_is_settings_or_an_error(text: str) -> None:
             str(setting.value).encode()
 
 
-@settings(deadline=None)
 @given(st.dictionaries(IDENTS, VALUES, max_size=6), st.sampled_from(["\n", ";", " # x\n", "\n\n"]))
 def test_what_is_written_is_read_back(keys: dict[str, object], separator: str) -> None:
     text = separator.join(f"{key} = {written(value)}" for key, value in keys.items())
     assert {key: plain(setting.value) for key, setting in parse_text(text, "f").items()} == keys
 
 
-@settings(deadline=None)
 @given(st.sampled_from(ACTED), SPECS, st.sampled_from(["pv", "pvh"]))
 def test_any_value_of_any_key_is_a_domain_or_an_error(key: str, value: str, kind: str) -> None:
     shown = f"[{quoted(value)}]" if key in LISTS else quoted(value)
@@ -135,7 +131,6 @@ def test_any_value_of_any_key_is_a_domain_or_an_error(key: str, value: str, kind
         build(parse_text(f"name='g'; kernel='k'; type='{kind}'\n{key} = {shown}", "f"), "f")
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(table())), VALUES, max_size=5), st.booleans())
 def test_any_settings_are_a_domain_or_an_error(keys: dict[str, object], lenient: bool) -> None:
     text = "name='g'; kernel='k'; type='pvh'\n" + "\n".join(f"{key} = {written(value)}" for key, value in keys.items())
@@ -143,7 +138,6 @@ def test_any_settings_are_a_domain_or_an_error(keys: dict[str, object], lenient:
         build(parse_text(text, "f"), "f", lenient=lenient)
 
 
-@settings(deadline=None)
 @given(
     name=st.text("abcdefXYZ-_.019", min_size=1, max_size=20),
     kind=st.sampled_from(["pv", "pvh"]),

@@ -145,7 +145,7 @@ def xlu() -> Iterator[Xlu]:
     library.close()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(PIECES, max_size=10).map("".join))
 def test_the_grammar_is_libxlutils(xlu: Xlu, text: str) -> None:
     text += "\n"  # libxlutil wants a newline after a final comment
@@ -162,7 +162,7 @@ def test_the_grammar_is_libxlutils(xlu: Xlu, text: str) -> None:
     assert (None if no_number else parse_integer(str(text_of_a))) == number
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(DISKS)
 def test_disk_strings_mean_what_libxlutil_takes_them_for(xlu: Xlu, text: str) -> None:
     """A string that both accept means the same; xenpy accepts fewer, since it wants a real vdev and a target."""

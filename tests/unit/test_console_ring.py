@@ -65,7 +65,7 @@ STARTS = st.sampled_from([0, 1000, IN_SIZE - 1, OUT_SIZE - 3, 0xFFFF_FFFF, 0xFFF
 PIECES = st.lists(st.binary(max_size=3000), max_size=8)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(start=STARTS, pieces=PIECES)
 def test_output_arrives_whole(start: int, pieces: list[bytes]) -> None:
     guest = Guest(start=start)
@@ -78,7 +78,7 @@ def test_output_arrives_whole(start: int, pieces: list[bytes]) -> None:
     assert guest.notified > 0 or not guest.output
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(start=STARTS, pieces=PIECES, limits=st.lists(st.integers(0, 700), min_size=1, max_size=8))
 def test_a_sink_that_takes_little_loses_nothing(start: int, pieces: list[bytes], limits: list[int]) -> None:
     guest = Guest(start=start)
@@ -98,7 +98,7 @@ def test_a_sink_that_takes_little_loses_nothing(start: int, pieces: list[bytes],
     assert guest.output == b"".join(pieces)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(start=STARTS, pieces=PIECES)
 def test_input_arrives_whole_when_the_guest_is_slow(start: int, pieces: list[bytes]) -> None:
     guest = Guest(start=start)
@@ -162,7 +162,7 @@ def test_nonsense_in_the_input_indices_kills_the_console_only(excess: int) -> No
     assert guest.page[:IN_SIZE] == bytes(IN_SIZE)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(indices=st.lists(st.integers(0, 0xFFFF_FFFF), min_size=4, max_size=4), data=st.binary(min_size=1, max_size=2000))
 def test_arbitrary_indices_stay_within_the_rings(indices: list[int], data: bytes) -> None:
     guest = Guest()

@@ -181,7 +181,7 @@ def bounded(domain: FakeDomain, nr: int, args: tuple[int, ...], *, wide: bool) -
 
 
 @pytest.mark.parametrize("is_pv", [False, True])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     calls=st.lists(CALLS, min_size=1, max_size=6),
     filling=st.binary(min_size=8, max_size=96),

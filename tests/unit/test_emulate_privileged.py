@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from emulate_rig import CODE, DATA, MASK, PAGE, RF, TF, FakeMachine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xenpy.pv.emulate import GuestFault, Outcome, emulate_forced, emulate_privileged
@@ -336,7 +336,6 @@ def test_the_prefix_with_anything_else(code: str) -> None:
 # -- any bytes --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     prefixes=st.lists(st.sampled_from(b"\x66\x67\xf0\xf2\xf3\x65\x48\x4f\x0f"), max_size=4).map(bytes),
     tail=st.binary(max_size=12),

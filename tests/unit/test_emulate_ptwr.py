@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from emulate_rig import CODE, DATA, MASK, PAGE, RF, TF, FakeMachine, assemble
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xenpy.errors import Errno, XenError
@@ -265,7 +265,6 @@ def test_each_repetition_is_a_step() -> None:
 PREFIXES = st.lists(st.sampled_from(b"\x66\x67\xf0\xf2\xf3\x64\x65\x2e\x48\x4f\x41\x0f"), max_size=5).map(bytes)
 
 
-@settings(deadline=None)
 @given(
     prefixes=PREFIXES,
     tail=st.binary(max_size=16),
@@ -288,7 +287,6 @@ def test_no_bytes_are_an_exception(prefixes: bytes, tail: bytes, values: list[in
             assert (store.next_rip - CODE & MASK) <= 15
 
 
-@settings(deadline=None)
 @given(prefixes=PREFIXES, tail=st.binary(max_size=16), rcx=st.integers(0, MASK), rflags=st.integers(0, 0xFFF))
 def test_no_store_leaves_its_page(prefixes: bytes, tail: bytes, rcx: int, rflags: int) -> None:
     machine = FakeMachine(prefixes + tail)

@@ -102,7 +102,7 @@ def test_bad_pointers_and_commands(made: tuple[Caller, Guest, Guest]) -> None:
     assert len(caller.logged) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     calls=st.lists(st.tuples(st.integers(0, 15), st.binary(min_size=24, max_size=24)), max_size=30), wide=st.booleans()
 )

@@ -105,7 +105,7 @@ class Deliveries(RuleBasedStateMachine):
 
 
 TestDeliveries = Deliveries.TestCase
-TestDeliveries.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestDeliveries.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 class Bindings(RuleBasedStateMachine):
@@ -176,7 +176,7 @@ class Bindings(RuleBasedStateMachine):
 
 
 TestBindings = Bindings.TestCase
-TestBindings.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBindings.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.mark.parametrize("masking", [False, True], ids=["plain", "masking"])

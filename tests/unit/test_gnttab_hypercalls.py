@@ -139,7 +139,7 @@ def test_long_arrays_let_others_in(made: tuple[Caller, Domain, Domain]) -> None:
 FIELD = st.one_of(st.integers(0, 12), st.sampled_from([EMPTY_GFN, DOMID_SELF, 0xFFFF]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), version=st.sampled_from([1, 2]))
 def test_no_table_and_no_argument_does_harm(data: st.DataObject, version: int) -> None:
     """Random tables and operations give statuses only, reach granted pages only, and end with nothing in use."""

@@ -101,7 +101,7 @@ def test_regions_that_touch_are_one_to_a_reader(memory: GuestMemory) -> None:
     assert memory.max_gfn == (HIGH_END - 1) >> PAGE_SHIFT
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(gpa=st.integers(-(1 << 65), 1 << 65), size=st.integers(-(1 << 65), 1 << 65))
 def test_check_is_exact(gpa: int, size: int) -> None:
     memory = _shared_memory()
@@ -316,7 +316,7 @@ class Places(RuleBasedStateMachine):
 
 
 TestPlaces = Places.TestCase
-TestPlaces.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPlaces.settings = settings(max_examples=25, stateful_step_count=30)
 
 
 # -- frames -----------------------------------------------------------------------------------------------------------

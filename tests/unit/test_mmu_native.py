@@ -154,7 +154,7 @@ def random_case(random: Random) -> Both:
     return Both(frames, entries)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(random=st.randoms(use_true_random=True), fresh=st.booleans())
 def test_taking_references_of_any_table(random: Random, fresh: bool) -> None:
     with closing(random_case(random)) as both:
@@ -168,7 +168,7 @@ def test_taking_references_of_any_table(random: Random, fresh: bool) -> None:
         both.check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(random=st.randoms(use_true_random=True))
 def test_giving_back_what_is_not_held(random: Random) -> None:
     with closing(random_case(random)) as both:
@@ -176,7 +176,7 @@ def test_giving_back_what_is_not_held(random: Random) -> None:
         both.check()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(random=st.randoms(use_true_random=True))
 def test_single_entries(random: Random) -> None:
     with closing(random_case(random)) as both:

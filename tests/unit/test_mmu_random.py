@@ -181,7 +181,7 @@ def test_counts_hold_after_many_calls(seed: int) -> None:
     assert refused >= {"update", "store", "extended", "base", "va", "gdt", "descriptor", "grow_a_tree"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(random=st.randoms(use_true_random=False), count=st.integers(1, 60))
 def test_counts_hold_after_any_calls(random: Random, count: int) -> None:
     with closing(Guest(random)) as guest:

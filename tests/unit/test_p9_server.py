@@ -10,7 +10,7 @@ from struct import pack
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from p9_rig import ROOT, Client, string
 
@@ -289,7 +289,7 @@ def test_a_request_that_ends_too_early(server: Server) -> None:
             server.handle(HEADER.pack(HEADER.size + len(body), T.WALK, 1) + body)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from([*T]), st.binary(max_size=60)), max_size=8))
 def test_nonsense(server: Server, requests: list[tuple[T, bytes]]) -> None:
     Client(server.handle)

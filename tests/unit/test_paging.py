@@ -192,7 +192,7 @@ WORD = st.integers(0, (1 << 64) - 1)
 TABLE = st.integers(0, 63).map(lambda page: page * PAGE_SIZE | PRESENT | RW)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     entries=st.lists(st.tuples(st.integers(0, RAM // 8 - 1), st.one_of(TABLE, WORD)), max_size=40),
     cr0=WORD,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from xenbus_rig import FrontRing
 
@@ -32,7 +32,6 @@ def test_sizes_of_rings(pages: int, size: int, entries: int) -> None:
     assert ring_entries(pages, size) == entries
 
 
-@settings(deadline=None)
 @given(
     pages=st.sampled_from([1, 2, 4]),
     start=st.sampled_from([0, 5, INDEX_MASK - 10]),

@@ -317,7 +317,7 @@ def test_growing(frontend: BlkFrontend, image: Path) -> None:
     assert queue.read(SIZE // 512) == bytes(4096)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     data=st.data(),
     layout=st.sampled_from(list(LAYOUTS)),

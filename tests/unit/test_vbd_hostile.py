@@ -189,7 +189,7 @@ def test_requests_without_end_keep_nobody_else_waiting(frontend: BlkFrontend) ->
         flooding.join()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     entries=st.lists(st.binary(min_size=112, max_size=112), min_size=1, max_size=8),
     prod=st.none() | st.integers(0, (1 << 32) - 1),

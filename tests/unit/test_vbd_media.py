@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vbd_rig import disk_of, plugged
 
@@ -94,7 +94,6 @@ sector_spans = st.tuples(st.integers(0, SIZE // 512 - 1), st.integers(1, 24)).ma
 )
 
 
-@settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.sampled_from(["write", "read", "discard"]), sector_spans), max_size=20))
 def test_an_overlay_is_a_disk_of_its_own(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, tuple[int, int]]]

@@ -225,7 +225,7 @@ action = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.lists(action, max_size=25), st.booleans())
 def test_whatever_a_guest_does_the_host_goes_on(actions: list[tuple[str, object]], sg: bool) -> None:
     with connected(feature_sg=int(sg), feature_gso_tcpv4=1) as front:

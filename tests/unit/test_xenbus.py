@@ -273,7 +273,7 @@ def test_close_while_disconnecting(services: FakeServices) -> None:
     assert device.did == ["connect", "disconnect", "release"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     steps=st.lists(
         st.one_of(

@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xenpy.abi.xs_wire import XENSTORE_RING_SIZE, MsgType, RingConnection, RingError, RingOffset, ServerFeature
@@ -255,7 +255,6 @@ WRITES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(WRITES)
 def test_nothing_in_the_page_hurts_the_store(writes: list[tuple[RingOffset | None, int | bytes]]) -> None:
     store = Xenstore()

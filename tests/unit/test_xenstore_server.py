@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from xs_rig import OK, Peer, error
 
@@ -217,7 +217,6 @@ PAYLOADS = st.one_of(
 REQUESTS = st.lists(st.tuples(st.sampled_from([0, 5, 6]), KINDS, st.integers(0, 3), PAYLOADS), max_size=30)
 
 
-@settings(deadline=None)
 @given(REQUESTS)
 def test_any_request_gets_one_reply_and_leaves_the_tree_whole(requests: list[tuple[int, int, int, bytes]]) -> None:
     store = Xenstore(quotas=Quotas(nodes=6, node_size=150, watches=2, transactions=1))
