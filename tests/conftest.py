@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from xenpy.emulated import EmulatedHost
     from xenpy.guests import GuestImages
+
+# A shell that starts something in the background has it ignore the signal, and all that it starts, such as what tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KVM = Path("/dev/kvm")
 

@@ -55,6 +55,8 @@ class PvhVcpu(Vcpu):
         super().__init__(domain, vcpu_id, self.apic_id, Sync.REGS | Sync.SREGS)
         self.upcalls = Upcalls(self)
         self._initial: StartState | None = None
+        self._goes_down = False
+        """Whether somebody has taken the vCPU down that its thread may still be carrying out a hypercall for."""
         self._steps = False
         self._handlers |= {
             Exit.IO: self._on_io,
@@ -187,7 +189,7 @@ class PvhVcpu(Vcpu):
     def _hypercall(self, number: int, args: Sequence[int], *, wide: bool, cpl: int) -> int:
         if cpl:
             return -Errno.EPERM
-        if not self._up:
+        if not self._up and not self._goes_down:
             self._set_online(True)
         result = self._call(number, args, wide=wide)
         if self.upcalls.unsettled:
@@ -284,11 +286,13 @@ class PvhVcpu(Vcpu):
 
     def down(self) -> None:
         """Take the vCPU offline, the calling one when its hypercall has returned."""
+        self._goes_down = True
         self._set_online(False)
         self._requests.append(self._stop)
         self.kick()
 
     def _stop(self) -> None:
+        self._goes_down = False
         self.kvm.complete()  # the hypercall's result must be in the registers before they are put aside
         if not self._up:
             self.kvm.set_mp_state(MpState.UNINITIALIZED)

@@ -74,11 +74,16 @@ class Hypercall:
 
         return declare
 
+    def command(self, call: Call) -> int:
+        """Return the number of the command that a call selects."""
+        return call.args[0]
+
     def __call__(self, call: Call) -> int | None:
         """Carry out the command that the call's first argument selects."""
-        entry = self._handlers.get(call.args[0])
+        command = self.command(call)
+        entry = self._handlers.get(command)
         if entry is None:
-            call.domain.log(f"{self.name}.{call.args[0]}", f"{self.name}: no command {call.args[0]}, answered -ENOSYS")
+            call.domain.log(f"{self.name}.{command}", f"{self.name}: no command {command}, answered -ENOSYS")
             return -Errno.ENOSYS
         handler, tag, out = entry
         if not tag:
@@ -154,6 +159,7 @@ def describe(call: Call) -> tuple[str, Any]:
     function = HYPERCALLS.get(call.nr)
     name = NAMES.get(call.nr, f"hypercall_{call.nr}")
     if isinstance(function, Hypercall):
-        op = function.ops.get(call.args[0])
-        return f"{name}.{op.name if op else call.args[0]}", op
+        command = function.command(call)
+        op = function.ops.get(command)
+        return f"{name}.{op.name if op else command}", op
     return name, None

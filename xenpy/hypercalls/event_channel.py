@@ -8,20 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xenpy.abi import event_channel as abi
-from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import Hypercall
+from xenpy.hypercalls.domids import own_domain
 
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
 
 event_channel_op = Hypercall(32, "event_channel_op")
-
-
-def _require_self(call: Call, domid: int) -> None:
-    """Refuse to work on another domain's ports: ESRCH if there is none, else EPERM."""
-    if domid not in (abi.DOMID_SELF, call.domain.domid):
-        call.domain.peer(domid)
-        raise XenError(Errno.EPERM, f"domain {domid} is not the caller")
 
 
 def _remote(call: Call, domid: int) -> int:
@@ -32,7 +25,7 @@ def _remote(call: Call, domid: int) -> int:
 @event_channel_op.handles(abi.EVTCHNOP_alloc_unbound)
 def alloc_unbound(call: Call, op: Any) -> None:
     """Make a port that a remote domain may bind."""
-    _require_self(call, op.dom)
+    own_domain(call, op.dom)
     op.port = call.domain.evtchn.alloc_unbound(_remote(call, op.remote_dom))
 
 
@@ -75,7 +68,7 @@ def send(call: Call, op: Any) -> None:
 @event_channel_op.handles(abi.EVTCHNOP_status)
 def status(call: Call, op: Any) -> None:
     """Tell what a port is."""
-    _require_self(call, op.dom)
+    own_domain(call, op.dom)
     found = call.domain.evtchn.status(op.port)
     op.status, op.vcpu = found.status, found.vcpu_id
     if found.status == abi.EVTCHNSTAT.unbound:
@@ -101,7 +94,7 @@ def unmask(call: Call, op: Any) -> None:
 @event_channel_op.handles(abi.EVTCHNOP_reset)
 def reset(call: Call, op: Any) -> None:
     """Close all ports, and go back to the 2-level ABI."""
-    _require_self(call, op.dom)
+    own_domain(call, op.dom)
     call.domain.evtchn.reset()
 
 

@@ -14,6 +14,7 @@ from xenpy.abi import grant_table as abi
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import ArrayHypercall
+from xenpy.hypercalls.domids import own_domain
 from xenpy.hypercalls.pv import mmu_of, pv_vcpu
 from xenpy.pv.gnttab import CopyEnd, GrantError
 
@@ -59,17 +60,10 @@ def _tells_status(handler: Callable[[Call, Any], None]) -> Callable[[Call, Any],
     return wrapper
 
 
-def _require_self(call: Call, domid: int) -> None:
-    """Refuse to tell of another domain's table. Raises XenError: ESRCH, EPERM."""
-    if domid not in (DOMID_SELF, call.domain.domid):
-        call.domain.peer(domid)
-        raise XenError(Errno.EPERM, f"domain {domid} is not the caller")
-
-
 def _require_self_in_status(call: Call, domid: int) -> None:
     """Refuse to tell of another domain's table. Raises GrantError: bad_domain, permission_denied."""
     try:
-        _require_self(call, domid)
+        own_domain(call, domid)
     except XenError as error:
         status = abi.GNTST.permission_denied if error.errno == Errno.EPERM else abi.GNTST.bad_domain
         raise GrantError(status, error.reason) from None
@@ -118,7 +112,7 @@ def set_version(call: Call, op: Any) -> None:
 @grant_table_op.handles(abi.GNTTABOP_get_version)
 def get_version(call: Call, op: Any) -> None:
     """Tell the layout of the entries."""
-    _require_self(call, op.dom)
+    own_domain(call, op.dom)
     op.version = call.domain.gnttab.version
 
 

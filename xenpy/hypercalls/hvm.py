@@ -11,6 +11,7 @@ from xenpy.abi import hvm_op as abi
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import Hypercall
+from xenpy.hypercalls.domids import own_domain
 from xenpy.pv.hvm_params import CALLBACK_TYPE_PCI_INTX, CALLBACK_TYPE_SHIFT, HVM_PARAM
 
 if TYPE_CHECKING:
@@ -21,10 +22,7 @@ hvm_op = Hypercall(34, "hvm_op")
 
 def _require_hvm(call: Call, domid: int) -> None:
     """Refuse calls about other domains (ESRCH, EPERM) and from PV guests (EINVAL)."""
-    if domid not in (DOMID_SELF, call.domain.domid):
-        call.domain.peer(domid)
-        raise XenError(Errno.EPERM, f"domain {domid} is not the caller")
-    if call.domain.is_pv:
+    if own_domain(call, domid).is_pv:
         raise XenError(Errno.EINVAL, "a PV guest has no HVM parameters")
 
 

@@ -39,9 +39,9 @@ def populate_extent(call: Call, op: Any, pfn: int, gva: int) -> bool:
     return _report(call, mfn, gva)
 
 
-def add_extents(call: Call, op: Any, count: int) -> int:
-    """Give the guest `count` extents of frames without pfns, and write their mfns to its list if it has one; return how many."""
-    for done in range(count):
+def add_extents(call: Call, op: Any, start: int, count: int) -> int:
+    """Give the guest extents of frames without pfns, their mfns going to its list if it has one; return how many it has now."""
+    for done in range(start, count):
         mfn = _allocate(call, op)
         if mfn is None:
             return done

@@ -5,13 +5,14 @@ Ref: xen/include/public/memory.h
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi import memory as abi
-from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls import machine_memory
 from xenpy.hypercalls.dispatch import Hypercall
+from xenpy.hypercalls.domids import own_domain, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,20 +24,49 @@ if TYPE_CHECKING:
     Action = Callable[[Call, Any, int, int], bool]
     """action(call, reservation, number in its list, where in the list that is): tells whether to go on."""
 
-memory_op = Hypercall(12, "memory_op")
 
+class _MemoryOp(Hypercall):
+    """The upper bits of a command say how many of its extents are done already, which is for Xen's own use: to go on after a break."""
+
+    def command(self, call: Call) -> int:
+        return call.args[0] & _COMMAND_MASK
+
+    def __call__(self, call: Call) -> int | None:
+        command, start = self.command(call), call.args[0] >> _COMMAND_BITS
+        if command in _RESERVATIONS:
+            try:
+                return super().__call__(call)
+            except XenError:
+                return start  # what cannot be begun is done as far as it was, without an errno
+        if start and command in _UNDIVIDED:
+            raise XenError(Errno.EINVAL, f"memory_op {command} does not go on at {start}")
+        return super().__call__(call)
+
+
+memory_op = _MemoryOp(12, "memory_op")
+
+_COMMAND_BITS: Final = 6
+_COMMAND_MASK: Final = (1 << _COMMAND_BITS) - 1
+"""Ref: xen/include/public/memory.h; in Xen MEMOP_EXTENT_SHIFT"""
+_MAX_EXTENTS: Final = (1 << 32 - _COMMAND_BITS) - 1
+"""More could not be told in the command's upper bits."""
+_RESERVATIONS: Final = frozenset(
+    op.number for op in (abi.XENMEM_increase_reservation, abi.XENMEM_decrease_reservation, abi.XENMEM_populate_physmap)
+)
+_UNDIVIDED: Final = frozenset(
+    op.number
+    for op in (
+        abi.XENMEM_maximum_ram_page, abi.XENMEM_current_reservation, abi.XENMEM_maximum_reservation, abi.XENMEM_exchange,
+        abi.XENMEM_maximum_gpfn, abi.XENMEM_remove_from_physmap,
+    )
+)  # fmt: skip
 _CHUNK: Final = 512
 """So many extents of a list are read at once, and so many pages handled before others get their turn."""
+_E820: Final = Struct("<QQI")
+_E820_MAX: Final = 1024
+"""So many entries Xen keeps of a memory map."""
 _PLACEMENTS: Final = 64
 """The same for pages that are placed, each of which costs a mapping."""
-
-
-def own_domain(call: Call, domid: int) -> Domain:
-    """Return the caller's domain, which is the only one a domU may name. Raises XenError: ESRCH, EPERM."""
-    if domid in (DOMID_SELF, call.domain.domid):
-        return call.domain
-    call.domain.peer(domid)
-    raise XenError(Errno.EPERM, f"domain {domid} is not the caller")
 
 
 # -- placing pages ----------------------------------------------------------------------------------------------------
@@ -89,10 +119,10 @@ def _place(domain: Domain, space: int, idx: int, gfn: int) -> None:
 @memory_op.handles(abi.XENMEM_add_to_physmap)
 def add_to_physmap(call: Call, op: Any) -> None:
     """Map one page of the hypervisor's, or move one of the guest's, to a gfn."""
+    if op.space == abi.XENMAPSPACE.gmfn_foreign:
+        raise XenError(Errno.ENOSYS, "foreign pages are mapped by add_to_physmap_batch only")
     domain = own_domain(call, op.domid)
     _refuse_pv(domain)
-    if op.space == abi.XENMAPSPACE.gmfn_foreign:
-        raise XenError(Errno.EINVAL, "foreign pages are mapped by add_to_physmap_batch only")
     if op.space == abi.XENMAPSPACE.gmfn_range:
         while op.size:
             if op.size % _PLACEMENTS == 0:
@@ -108,11 +138,12 @@ def add_to_physmap(call: Call, op: Any) -> None:
 @memory_op.handles(abi.XENMEM_add_to_physmap_batch)
 def add_to_physmap_batch(call: Call, op: Any) -> None:
     """Map several pages; each one's result goes to `errs`."""
+    if op.space == abi.XENMAPSPACE.gmfn_range:
+        raise XenError(Errno.EOPNOTSUPP, "ranges are mapped by add_to_physmap only")
     domain = own_domain(call, op.domid)
     _refuse_pv(domain)
     if op.space == abi.XENMAPSPACE.gmfn_foreign:
-        call.domain.peer(op.foreign_domid)
-        raise XenError(Errno.EPERM, "a domU may not map foreign pages")
+        raise refusal(call, op.foreign_domid)
     if op.foreign_domid:
         raise XenError(Errno.EINVAL, "foreign_domid without gmfn_foreign")
     for index in range(op.size):
@@ -143,8 +174,8 @@ def remove_from_physmap(call: Call, op: Any) -> None:
 
 @memory_op.handles(abi.XENMEM_maximum_ram_page)
 def maximum_ram_page(call: Call) -> int:
-    """Return the highest machine frame."""
-    return call.domain.memory.max_gfn
+    """Return the number behind the highest machine frame's."""
+    return call.domain.memory.max_gfn + 1
 
 
 @memory_op.handles(abi.XENMEM_current_reservation)
@@ -161,19 +192,16 @@ def maximum_reservation(call: Call, op: Any) -> int:
 
 @memory_op.handles(abi.XENMEM_maximum_gpfn)
 def maximum_gpfn(call: Call, op: Any) -> int:
-    """Return the highest gfn in use."""
-    return own_domain(call, op.domid).memory.max_gfn
+    """Return the highest gfn in use; of a PV guest, the highest pfn that it has put into shared_info."""
+    domain = own_domain(call, op.domid)
+    return max(0, domain.shared_info.max_pfn - 1) if domain.is_pv else domain.memory.max_gfn
 
 
 @memory_op.handles(abi.XENMEM_memory_map)
 def memory_map(call: Call, op: Any) -> None:
     """Copy out the memory map in E820 format; a buffer too small gets what fits."""
     table = call.domain.e820[: op.nr_entries]
-    data = b"".join(
-        base.to_bytes(8, "little") + size.to_bytes(8, "little") + kind.to_bytes(4, "little")
-        for base, size, kind in table
-    )
-    call.write(op.buffer, data)
+    call.write(op.buffer, b"".join(_E820.pack(*entry) for entry in table))
     op.nr_entries = len(table)
 
 
@@ -184,27 +212,33 @@ def machine_memory_map(_call: Call) -> None:
 
 
 @memory_op.handles(abi.XENMEM_set_memory_map)
-def set_memory_map(_call: Call) -> None:
-    """Refuse: the memory map is set by the toolstack."""
-    raise XenError(Errno.EPERM, "the memory map is set by the toolstack")
+def set_memory_map(call: Call, op: Any) -> None:
+    """Set what memory_map tells from now on, as a kernel does that starts another. The toolstack sets other domains'."""
+    if op.map.nr_entries > _E820_MAX:
+        raise XenError(Errno.EINVAL, f"a memory map of {op.map.nr_entries} entries")
+    domain = own_domain(call, op.domid)
+    data = call.read(op.map.buffer, op.map.nr_entries * _E820.size)
+    domain.e820 = tuple(_E820.iter_unpack(data))
 
 
 # -- reservations -----------------------------------------------------------------------------------------------------
 
 
-def _extents(call: Call, op: Any) -> tuple[Domain, int, int]:
-    """Check a reservation; return the domain, the number of extents and the pages in each. Raises XenError."""
-    domain = own_domain(call, op.domid)
+def _extents(call: Call, op: Any) -> tuple[int, int]:
+    """Check a reservation; return the number of extents in all and of those done already. Raises XenError."""
+    own_domain(call, op.domid)
+    start = call.args[0] >> _COMMAND_BITS
+    if op.nr_extents > _MAX_EXTENTS or start >= op.nr_extents:
+        raise XenError(Errno.EINVAL, f"{op.nr_extents} extents")
     if op.extent_order > machine_memory.MAX_EXTENT_ORDER:
         raise XenError(Errno.EPERM, f"extents of 2^{op.extent_order} pages")
-    return domain, op.nr_extents, 1 << op.extent_order
+    return op.nr_extents, start
 
 
 def _walk(call: Call, op: Any, action: Action) -> int:
     """Carry out an action on each extent; return how many went through before the first that did not."""
-    _, count, pages = _extents(call, op)
-    at_once = _CHUNK // pages
-    done = 0
+    count, done = _extents(call, op)
+    at_once = _CHUNK >> op.extent_order
     while done < count:
         step = min(at_once, count - done)
         try:
@@ -255,5 +289,5 @@ def populate_physmap(call: Call, op: Any) -> int:
 @memory_op.handles(abi.XENMEM_increase_reservation)
 def increase_reservation(call: Call, op: Any) -> int:
     """Give a PV guest frames without a pfn; return how many extents. An auto-translated guest has no use for any and gets none."""
-    _, count, _ = _extents(call, op)
-    return machine_memory.add_extents(call, op, count) if call.domain.is_pv else 0
+    count, done = _extents(call, op)
+    return machine_memory.add_extents(call, op, done, count) if call.domain.is_pv else done

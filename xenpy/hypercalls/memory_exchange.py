@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from xenpy.abi import memory as abi
 from xenpy.abi._xen64 import ffi
 from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.domids import own_domain
 from xenpy.hypercalls.machine_memory import MAX_EXTENT_ORDER, address_bits
-from xenpy.hypercalls.memory import memory_op, own_domain
+from xenpy.hypercalls.memory import memory_op
 from xenpy.hypercalls.pv import mmu_of, pv_domain
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ def exchange(call: Call, op: Any) -> None:
     """Take extents of frames and give others instead; `nr_exchanged` counts those taken even when the rest is refused."""
     mmu = mmu_of(call)
     given, got = getattr(op, "in"), op.out
-    _check(call, op, given, got)
+    _check(op, given, got)
+    if op.nr_exchanged == given.nr_extents:
+        return
+    own_domain(call, given.domid)
     chunk_order = max(given.extent_order, got.extent_order)
     given_step, got_step = 1 << chunk_order - given.extent_order, 1 << chunk_order - got.extent_order
     size = 1 << given.extent_order
@@ -47,20 +51,18 @@ def exchange(call: Call, op: Any) -> None:
         raise
 
 
-def _check(call: Call, op: Any, given: Any, got: Any) -> None:
-    """Refuse sizes that do not match. Raises XenError: ESRCH, EPERM, EINVAL."""
-    orders = max(given.extent_order, got.extent_order)
-    pages = given.nr_extents << min(given.extent_order, _WORD_BITS)
+def _check(op: Any, given: Any, got: Any) -> None:
+    """Refuse sizes that do not match. Raises XenError: EPERM, EINVAL."""
+    if max(given.extent_order, got.extent_order) > MAX_EXTENT_ORDER:
+        raise XenError(Errno.EPERM, f"extents of 2^{given.extent_order} and 2^{got.extent_order} pages")
+    pages = given.nr_extents << given.extent_order
     if (
         op.nr_exchanged > given.nr_extents
         or given.domid != got.domid
         or pages >> _WORD_BITS
-        or pages != got.nr_extents << min(got.extent_order, _WORD_BITS)
+        or pages != got.nr_extents << got.extent_order
     ):
         raise XenError(Errno.EINVAL, "what is given and what is wanted differ in size")
-    if orders > MAX_EXTENT_ORDER:
-        raise XenError(Errno.EPERM, f"extents of 2^{given.extent_order} and 2^{got.extent_order} pages")
-    own_domain(call, given.domid)
 
 
 @memory_op.handles(abi.XENMEM_machphys_mapping)

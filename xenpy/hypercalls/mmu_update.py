@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
     from xenpy.pv.mmu import Mmu
 
-_CMD_MASK: Final = 3
+_CMD_MASK: Final = 7
+_COMMANDS: Final = frozenset(MMU)
 _CHUNK: Final = 128
 _WORDS: Final = 2
 _WORD: Final = 8
@@ -72,6 +73,8 @@ def mmu_update(call: Call) -> None:
 
 def _carry_out(call: Call, mmu: Mmu, ptr: int, value: int, *, io: bool) -> None:
     command = ptr & _CMD_MASK
+    if command not in _COMMANDS:
+        raise XenError(Errno.ENOSYS, f"mmu_update {command}")
     if command == MMU.MACHPHYS_UPDATE:
         if io:
             raise XenError(Errno.EINVAL, "I/O space has no pfns")

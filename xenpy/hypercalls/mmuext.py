@@ -147,10 +147,16 @@ def _flush(call: Call, op: Any, vcpu_ids: list[int] | None, *, whole: bool) -> N
         pv_vcpu(call).flush_on(vcpu_ids, op.arg1.linear_addr)
 
 
-@_handles(abi.MMUEXT_FLUSH_CACHE, abi.MMUEXT_FLUSH_CACHE_GLOBAL)
+@_handles(abi.MMUEXT_FLUSH_CACHE)
 def flush_cache(_call: Call, _op: Any) -> None:
     """Refuse: flushing caches is for domains with devices."""
     raise XenError(Errno.EACCES, "the domain has no devices")
+
+
+@_handles(abi.MMUEXT_FLUSH_CACHE_GLOBAL)
+def flush_cache_global(_call: Call, _op: Any) -> None:
+    """Refuse the same for all processors, by another number, as Xen does."""
+    raise XenError(Errno.EINVAL, "the domain has no devices")
 
 
 # -- the rest ---------------------------------------------------------------------------------------------------------

@@ -124,14 +124,12 @@ class Domain(Protocol):
     handle: bytes
     vm_assist: int
     shutdown_code: int | None
+    e820: Sequence[tuple[int, int, int]]
+    """The memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
 
     @property
     def vcpus(self) -> Sequence[Vcpu]:
         """Return the domain's vCPUs by number."""
-
-    @property
-    def e820(self) -> Sequence[tuple[int, int, int]]:
-        """Return the memory map as (base, size, type), types as in struct hvm_memmap_table_entry."""
 
     @property
     def dispatch(self) -> Callable[[Call], int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.abi.mmu import DOMID_IO, DOMID_XEN
 from xenpy.errors import Errno, XenError
+from xenpy.hypercalls.domids import refusal
 
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
@@ -52,9 +53,9 @@ def foreign_is_io(call: Call, domid: int) -> bool:
 
 def foreign_refusal(call: Call, domid: int) -> XenError:
     """Return how a domain that is not the caller is refused: EPERM. Raises XenError(ESRCH) if it is not there."""
-    if domid not in (DOMID_IO, DOMID_XEN):
-        call.domain.peer(domid)
-    return XenError(Errno.EPERM, f"domain {domid:#x} is not the caller")
+    if domid in (DOMID_IO, DOMID_XEN):
+        return XenError(Errno.EPERM, f"domain {domid:#x} is the hypervisor's")
+    return refusal(call, domid)
 
 
 def vcpu_mask(call: Call, gva: int) -> list[int]:
@@ -65,13 +66,17 @@ def vcpu_mask(call: Call, gva: int) -> list[int]:
 
 
 def progress(call: Call) -> tuple[int, int]:
-    """Return (how many elements the caller's array has, how many it had dealt with before). Raises XenError(EFAULT)."""
+    """Return (how many elements the caller's array has, how many it had dealt with before)."""
     array, count, pdone = call.args[0], call.args[1] & _MASK32, call.args[2]
     if not count & _PREEMPTED:
         return count, 0
     if not array:
         return 0, 0
-    return count & ~_PREEMPTED, call.words(pdone, 1, 4)[0] if pdone else 0
+    done = 0
+    if pdone:
+        with suppress(XenError):
+            (done,) = call.words(pdone, 1, 4)
+    return count & ~_PREEMPTED, done
 
 
 def store_progress(call: Call, done: int) -> None:

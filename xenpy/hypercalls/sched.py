@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xenpy.abi import sched as abi
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import Hypercall
+from xenpy.hypercalls.domids import refusal
 
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
@@ -61,8 +62,7 @@ def poll(call: Call, op: Any) -> None:
 @sched_op.handles(abi.SCHEDOP_remote_shutdown)
 def remote_shutdown(call: Call, op: Any) -> None:
     """Refuse, as to any domU: only a device model may end another domain."""
-    call.domain.peer(op.domain_id)
-    raise XenError(Errno.EPERM, "only the toolstack may do that")
+    raise refusal(call, op.domain_id)
 
 
 @sched_op.handles(abi.SCHEDOP_watchdog)

@@ -143,6 +143,11 @@ class SharedInfo:
         for info in self.vcpu_info:
             info.layout = self.layout
 
+    @property
+    def max_pfn(self) -> int:
+        """Return how many pfns a PV guest says that it has. Ref: xen/include/public/arch-x86/xen.h, struct arch_shared_info"""
+        return int.from_bytes(self.view[self.layout.arch : self.layout.arch + self.layout.word_bits // 8], "little")
+
     def register_vcpu_info(self, vcpu_id: int, gfn: int, offset: int) -> None:
         """Move a vCPU's vcpu_info into guest memory, with its contents; a vCPU may do so once.
 

@@ -87,16 +87,15 @@ TEST(bad_extent_list)
 {
     CHECK_EQ(reservation(XENMEM_decrease_reservation, BAD_POINTER, 4, 0), 0);
     CHECK_EQ(reservation(XENMEM_populate_physmap, BAD_POINTER, 4, 0), 0);
-    CHECK_ERR(memory_op(XENMEM_decrease_reservation, BAD_POINTER), XEN_EFAULT);
-    CHECK_ERR(memory_op(XENMEM_populate_physmap, BAD_POINTER), XEN_EFAULT);
+    CHECK_EQ(memory_op(XENMEM_decrease_reservation, BAD_POINTER), 0); /* Xen, too, tells only how many were done */
+    CHECK_EQ(memory_op(XENMEM_populate_physmap, BAD_POINTER), 0);
 }
 
 TEST(extent_order_beyond_the_limit)
 {
     xen_pfn_t gfn = 0;
-    long rc = reservation(XENMEM_populate_physmap, &gfn, 1, 30);
-    CHECK(rc <= 0);
-    CHECK_EQ(reservation(XENMEM_decrease_reservation, &gfn, 1, 30) > 0, 0);
+    CHECK_EQ(reservation(XENMEM_populate_physmap, &gfn, 1, 30), 0);
+    CHECK_EQ(reservation(XENMEM_decrease_reservation, &gfn, 1, 30), 0);
 }
 
 TEST(no_more_than_the_maximum)

@@ -321,11 +321,11 @@ class PvState(Tables):
 
     def set_ldt(self, gva: int, entries: int) -> None:
         """Load the LDT, which is empty with 0 entries."""
-        del gva, entries  # the pages are known by their frames
+        del gva  # the pages are known by their frames
         mfns = self.domain.mmu.tables_of(self.vcpu_id).ldt
         self.forget_selectors()
         self._show(Page.LDT, LDT_PAGES, mfns)
-        limit = len(mfns) * 4096 - 1
+        limit = entries * 8 - 1
         base = self.window.page_va(Page.LDT)
         self.window.set_system_descriptor(Selector.LDT, _LDT_TYPE if mfns else 0, base, max(limit, 0))
         ldt = self.kvm.sregs.ldt

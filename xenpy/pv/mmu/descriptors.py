@@ -30,15 +30,13 @@ def fix_descriptor(descriptor: int) -> int:
     """Return a descriptor as it may be in a table that the CPU uses.
 
     Present ones get DPL 3, since the guest's kernel runs there, and code and data segments count as accessed, so that the CPU never writes
-    to the table. A call gate gets DPL 0 and keeps its own in the selector's RPL: using it faults, and the fault can be emulated.
+    to the table. A call gate gets DPL 0, and its selector RPL 3: using it faults, and the fault can be emulated.
     Raises XenError(EINVAL) for other system descriptors, and for gates to anywhere but the guest's own segments.
     """
     if not descriptor & _PRESENT:
         return descriptor
-    dpl = (descriptor & _DPL) >> _DPL_SHIFT
-    descriptor |= _DPL
     if descriptor & _SEGMENT:
-        return descriptor | _ACCESSED
+        return descriptor | _DPL | _ACCESSED
     kind = descriptor >> _TYPE_SHIFT & 0xF
     if not kind:  # the second half of a call gate
         return descriptor
@@ -46,5 +44,5 @@ def fix_descriptor(descriptor: int) -> int:
     own = selector >> 3 < FIRST_RESERVED_GDT_ENTRY or selector & _TABLE_INDICATOR or selector == FLAT_KERNEL_CS
     if kind != _CALL_GATE or not own or descriptor & _GATE_RESERVED:
         raise XenError(Errno.EINVAL, f"descriptor {descriptor:#x}")
-    selector = selector & ~_RPL | dpl
+    selector |= _RPL
     return descriptor & ~(_DPL | 0xFFFF << _SELECTOR_SHIFT) | selector << _SELECTOR_SHIFT
