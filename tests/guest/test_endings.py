@@ -25,6 +25,7 @@ _ENDINGS = {
     "starve_watchdog": End.WATCHDOG,
     "announced": End.CRASH,
     "nameless": End.CRASH,
+    "last_vcpu_down": End.POWEROFF,
 }
 
 

@@ -93,7 +93,7 @@ class FakeVcpu:
         self.asked.append(("time_area", address, physical))
 
     def event_pending(self) -> bool:
-        return False
+        return self.domain.shared_info.vcpu_info[self.vcpu_id].upcall_pending
 
     def load_base(self, mfn: int) -> None:
         self.kernel_l4 = mfn

@@ -59,8 +59,23 @@ def test_a_bad_control_block_is_refused_and_leaves_the_2_level_abi(guest: Guest,
 def test_a_control_block_may_end_with_its_page_and_is_set_once(guest: Guest) -> None:
     assert guest.evtchn.init_control(CONTROL_GFN, PAGE_SIZE - 72, 1) == 17
     assert guest.evtchn.is_fifo
-    refused(Errno.EEXIST, guest.evtchn.init_control, CONTROL_GFN, 0, 1)
+    refused(Errno.EINVAL, guest.evtchn.init_control, CONTROL_GFN, 0, 1)
     assert guest.evtchn.init_control(CONTROL_GFN, 0, 2) == 17
+
+
+def test_its_pages_stay_memory_that_may_be_written_to(guest: Guest) -> None:
+    held: list[int] = []
+    guest.evtchn.guard_writes(lambda gfn: gfn != CONTROL_GFN + 1 and not held.append(gfn), held.remove)
+    refused(Errno.EINVAL, guest.evtchn.init_control, CONTROL_GFN + 1, 0, 0)
+    refused(Errno.EINVAL, guest.evtchn.init_control, CONTROL_GFN, 1, 0)
+    assert held == [], "what was refused is not held"
+    assert not guest.evtchn.is_fifo
+    guest.evtchn.init_control(CONTROL_GFN, 0, 0)
+    refused(Errno.EINVAL, guest.evtchn.expand_array, CONTROL_GFN + 1)
+    guest.evtchn.expand_array(CONTROL_GFN)
+    assert held == [CONTROL_GFN, CONTROL_GFN]
+    guest.evtchn.reset()
+    assert held == []
 
 
 def test_the_array_takes_128_pages_of_ram(guest: Guest) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from gnttab_rig import three_domains
 
+from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.abi.grant_table import GNTST, GTF_permit_access
-from xenpy.pv.gnttab import GrantError
+from xenpy.pv.gnttab import CopyEnd, GrantError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +65,21 @@ def test_a_page_table_may_be_read_only(granter: tuple[Domain, Guard]) -> None:
     domain.grant(GREF, 0, TABLE_GFN, GTF_permit_access)
     with pytest.raises(GrantError) as caught:
         domain.gnttab.map_page(0, GREF)
-    assert caught.value.status is GNTST.bad_page
+    assert caught.value.status is GNTST.general_error
     assert domain.in_use(GREF) == 0
     with domain.gnttab.map_page(0, GREF, readonly=True) as mapping:
         assert len(mapping.view)
     assert guard.writers == {}
+
+
+def test_nor_are_page_tables_copied_to(granter: tuple[Domain, Guard]) -> None:
+    domain, guard = granter
+    source, table = CopyEnd(DOMID_SELF, 0, gfn=GFN), CopyEnd(DOMID_SELF, 0, gfn=TABLE_GFN)
+    before = domain.page(TABLE_GFN)
+    with pytest.raises(GrantError) as caught:
+        domain.gnttab.copy(source, table, 8)
+    assert caught.value.status is GNTST.general_error
+    assert domain.page(TABLE_GFN) == before
+    domain.gnttab.copy(table, source, 8)
+    assert domain.page(GFN)[:8] == before[:8]
+    assert guard.writers == {GFN: 0}

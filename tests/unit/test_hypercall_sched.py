@@ -79,6 +79,24 @@ def test_polling_sleeps_unless_a_port_is_pending(domain: FakeDomain, wide: bool)
     assert len(domain.vcpus[0].asked) == 1
 
 
+def test_polling_does_not_sleep_over_an_upcall(domain: FakeDomain) -> None:
+    vcpu, info = domain.vcpus[0], domain.shared_info.vcpu_info[0]
+    ports = [domain.evtchn.bind_ipi(0)]
+    info.set_upcall_pending()
+    assert poll(domain, ports, wide=True) == poll(domain, [], wide=True) == 0
+    assert vcpu.asked == []
+    info.upcall_mask = True
+    assert poll(domain, ports, wide=True) == 0
+    assert vcpu.asked == [("poll", tuple(ports), 0)], "the guest holds it off"
+
+
+def test_closed_ports_are_not_polled(domain: FakeDomain) -> None:
+    port = domain.evtchn.bind_ipi(0)
+    assert poll(domain, [port, port + 1], wide=True) == -Errno.EINVAL
+    domain.shared_info.mark_pending(port)
+    assert poll(domain, [port, port + 1], wide=True) == 0, "it looks no further than the first that is pending"
+
+
 def test_polling_no_ports_sleeps_for_a_time(domain: FakeDomain) -> None:
     domain.put(ARG, (UNMAPPED, 8), (0, 8), (5, 8))
     assert op(domain, abi.SCHEDOP_poll) == 0

@@ -8,6 +8,7 @@ import pytest
 from fakes import RAM_SIZE, UNMAPPED, FakeDomain, fake_domain
 
 from xenpy.abi import vcpu as abi
+from xenpy.abi.sched import SHUTDOWN
 from xenpy.errors import Errno
 from xenpy.memory import PAGE_SIZE
 
@@ -46,12 +47,13 @@ def test_the_vcpu_number_has_32_bits(domain: FakeDomain) -> None:
 
 def test_up_and_down(domain: FakeDomain) -> None:
     assert [op(domain, abi.VCPUOP_is_up, vcpu) for vcpu in (0, 1)] == [1, 0]
-    assert op(domain, abi.VCPUOP_down) == -Errno.EPERM, "somebody must be left"
     assert op(domain, abi.VCPUOP_down, 1) == 0
     assert op(domain, abi.VCPUOP_up, 1) == 0
     assert op(domain, abi.VCPUOP_is_up, 1) == 1
     assert op(domain, abi.VCPUOP_down) == 0
-    assert op(domain, abi.VCPUOP_down, 1, caller=1) == -Errno.EPERM
+    assert domain.asked == []
+    assert op(domain, abi.VCPUOP_down, 1, caller=1) == 0
+    assert domain.asked == [("shutdown", SHUTDOWN.poweroff)], "nobody is left"
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -119,11 +121,11 @@ def test_the_singleshot_timer(domain: FakeDomain) -> None:
     assert op(domain, abi.VCPUOP_set_singleshot_timer, 1) == -Errno.EINVAL, "only its own"
     assert op(domain, abi.VCPUOP_stop_singleshot_timer, 1) == -Errno.EINVAL
     domain.put(ARG, (1, 8), (abi.VCPU_SSHOTTMR_future, 4))
-    assert op(domain, abi.VCPUOP_set_singleshot_timer) == -Errno.ETIME
-    assert timers.next_deadline() == HOUR
-    domain.put(ARG, (1, 8), (0, 4))
     assert op(domain, abi.VCPUOP_set_singleshot_timer) == 0
     assert timers.next_deadline() == 1
+    domain.put(ARG, ((1 << 64) - 1, 8), (0, 4))
+    assert op(domain, abi.VCPUOP_set_singleshot_timer) == 0
+    assert timers.next_deadline() == 0, "a negative time has passed"
     assert op(domain, abi.VCPUOP_stop_singleshot_timer) == 0
     assert timers.next_deadline() is None
 
@@ -159,8 +161,15 @@ def test_vcpu_info_moves(domain: FakeDomain) -> None:
 )
 def test_vcpu_info_does_not_go_just_anywhere(domain: FakeDomain, mfn: int, offset: int) -> None:
     domain.put(ARG, (mfn, 8), (offset, 4), (0, 4))
-    assert op(domain, abi.VCPUOP_register_vcpu_info) == -Errno.EINVAL
+    assert op(domain, abi.VCPUOP_register_vcpu_info) == -(Errno.ENXIO if offset else Errno.EINVAL)
     assert domain.asked == []
+
+
+def test_the_vcpu_info_of_another_that_runs_stays_where_it_is(domain: FakeDomain) -> None:
+    domain.put(ARG, (20, 8), (0x100, 4), (0, 4))
+    assert op(domain, abi.VCPUOP_up, 1) == 0
+    assert op(domain, abi.VCPUOP_register_vcpu_info, 1) == -Errno.EINVAL
+    assert op(domain, abi.VCPUOP_register_vcpu_info, 1, caller=1) == 0
 
 
 def test_nmis_are_sent(domain: FakeDomain) -> None:

@@ -31,20 +31,18 @@ class Watchdogs:
     def set(self, timer_id: int, timeout_s: int) -> int:
         """Start a timer (id 0) and return its id, or re-arm or stop (timeout 0) the one named and return 0.
 
-        Raises XenError: EINVAL (no such number), ENOSPC (both in use), EEXIST (not armed).
+        A new one with a timeout of 0 runs out at once. Raises XenError: EINVAL (no such number, or not armed), ENOSPC (both in use).
         """
         if timer_id > NR_DOMAIN_WATCHDOG_TIMERS:
             raise XenError(Errno.EINVAL, f"watchdog {timer_id}")
         if timer_id == 0:
-            if not timeout_s:
-                raise XenError(Errno.EINVAL, "a new watchdog without a timeout")
             free = [number for number in range(1, NR_DOMAIN_WATCHDOG_TIMERS + 1) if number not in self._deadlines]
             if not free:
                 raise XenError(Errno.ENOSPC, "all watchdogs are in use")
             self._arm(free[0], timeout_s)
             return free[0]
         if timer_id not in self._deadlines:
-            raise XenError(Errno.EEXIST, f"watchdog {timer_id} is not armed")
+            raise XenError(Errno.EINVAL, f"watchdog {timer_id} is not armed")
         if timeout_s:
             self._arm(timer_id, timeout_s)
         else:

@@ -22,7 +22,7 @@ _MODULES: Final = (
     "callback", "console_io", "event_channel", "grant_table", "hvm", "memory", "memory_exchange", "multicall", "physdev", "sched", "vcpu",
     "version", "vm_assist",
 )  # fmt: skip
-_PV_MODULES: Final = ("descriptors", "legacy", "mmu_update", "mmuext", "traps")
+_PV_MODULES: Final = ("descriptors", "legacy", "mmu_update", "mmuext", "privileged", "traps")
 """What no PVH kernel asks for, as a rule: imported when one does."""
 
 HYPERCALLS: Final[dict[int, Callable[[Call], int | None]]] = {}
@@ -75,8 +75,8 @@ class Hypercall:
         return declare
 
     def command(self, call: Call) -> int:
-        """Return the number of the command that a call selects."""
-        return call.args[0]
+        """Return the number of the command that a call selects: an int in C, of which the lower half counts."""
+        return call.args[0] & 0xFFFFFFFF
 
     def __call__(self, call: Call) -> int | None:
         """Carry out the command that the call's first argument selects."""
@@ -104,7 +104,7 @@ class ArrayHypercall(Hypercall):
 
     def __call__(self, call: Call) -> int | None:
         """Carry out the command on each element of the array."""
-        entry = self._handlers.get(call.args[0])
+        entry = self._handlers.get(self.command(call))
         if entry is None or not entry[1]:
             return super().__call__(call)
         handler, tag, out = entry

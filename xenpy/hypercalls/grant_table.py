@@ -14,16 +14,16 @@ from xenpy.abi import grant_table as abi
 from xenpy.abi.event_channel import DOMID_SELF
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import ArrayHypercall
-from xenpy.hypercalls.domids import own_domain
+from xenpy.hypercalls.domids import DOM0, own_domain
 from xenpy.hypercalls.pv import mmu_of, pv_vcpu
 from xenpy.pv.gnttab import CopyEnd, GrantError
+from xenpy.pv.mmu.entries import is_guest_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from xenpy.hypercalls.call import Call
 
-_DOM0: Final = 0
 _SINGLE: Final = {
     abi.GNTTABOP_setup_table.number,
     abi.GNTTABOP_query_size.number,
@@ -37,7 +37,7 @@ _STATUS_FRAME_SIZE: Final = 8
 class _GrantTableOp(ArrayHypercall):
     def __call__(self, call: Call) -> int | None:
         """Refuse several structures where one is expected, then carry out the command."""
-        if call.args[0] in _SINGLE and call.args[2] & 0xFFFFFFFF != 1:
+        if self.command(call) in _SINGLE and call.args[2] & 0xFFFFFFFF != 1:
             return -Errno.EINVAL
         return super().__call__(call)
 
@@ -83,7 +83,7 @@ def _require_pv(call: Call) -> None:
 def setup_table(call: Call, op: Any) -> None:
     """Grow the table and tell its pages' frame numbers."""
     _require_self_in_status(call, op.dom)
-    call.store_words(op.frame_list, call.domain.gnttab.setup_table(op.nr_frames))
+    _store_list(call, op.frame_list, call.domain.gnttab.setup_table(op.nr_frames), call.word_size)
 
 
 @grant_table_op.handles(abi.GNTTABOP_get_status_frames)
@@ -92,7 +92,17 @@ def get_status_frames(call: Call, op: Any) -> None:
     """Tell the frame numbers of version 2's status pages."""
     _require_pv(call)
     _require_self_in_status(call, op.dom)
-    call.store_words(op.frame_list, call.domain.gnttab.get_status_frames(op.nr_frames), _STATUS_FRAME_SIZE)
+    _store_list(call, op.frame_list, call.domain.gnttab.get_status_frames(op.nr_frames), _STATUS_FRAME_SIZE)
+
+
+def _store_list(call: Call, gva: int, numbers: Sequence[int], size: int) -> None:
+    """Copy frame numbers out. Raises GrantError(bad_virt_addr), or XenError(EFAULT) for a PV kernel's address that is not the guest's."""
+    try:
+        call.store_words(gva, numbers, size)
+    except XenError as error:
+        if call.domain.is_pv and not is_guest_address(gva):
+            raise
+        raise GrantError(abi.GNTST.bad_virt_addr, error.reason) from None
 
 
 @grant_table_op.handles(abi.GNTTABOP_query_size)
@@ -173,7 +183,7 @@ def transfer(call: Call, op: Any) -> None:
     except XenError as error:
         raise GrantError(abi.GNTST.bad_page, error.reason) from None
     pv_vcpu(call).flush_on(None, None)
-    if op.domid == _DOM0:
+    if op.domid == DOM0:
         raise GrantError(abi.GNTST.general_error, "domain 0 accepts no pages")
     try:
         if op.domid == DOMID_SELF:

@@ -17,7 +17,15 @@ from xenpy.pv.hvm_params import CALLBACK_TYPE_PCI_INTX, CALLBACK_TYPE_SHIFT, HVM
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
 
-hvm_op = Hypercall(34, "hvm_op")
+
+class _HvmOp(Hypercall):
+    """Its command is an unsigned long."""
+
+    def command(self, call: Call) -> int:
+        return call.args[0]
+
+
+hvm_op = _HvmOp(34, "hvm_op")
 
 
 def _require_hvm(call: Call, domid: int) -> None:
@@ -49,6 +57,7 @@ def get_param(call: Call, op: Any) -> None:
 @hvm_op.handles(abi.HVMOP_flush_tlbs)
 def flush_tlbs(call: Call) -> None:
     """Do nothing, successfully: KVM flushes what it must. An argument is refused, as by Xen."""
+    _require_hvm(call, DOMID_SELF)
     if call.args[1]:
         raise XenError(Errno.EINVAL, "HVMOP_flush_tlbs takes no argument")
 

@@ -48,15 +48,18 @@ def shutdown_code(call: Call, op: Any) -> None:
 
 @sched_op.handles(abi.SCHEDOP_poll)
 def poll(call: Call, op: Any) -> None:
-    """Sleep until one of some ports is pending or a time has come; upcalls are not delivered meanwhile."""
+    """Sleep until one of some ports is pending or a time has come, or an upcall that the guest does not hold off."""
     if op.nr_ports > abi.MAX_POLL_PORTS:
         raise XenError(Errno.EINVAL, f"{op.nr_ports} ports")
     ports = call.words(op.ports, op.nr_ports, 4) if op.nr_ports else ()
+    if call.vcpu.event_pending() and not call.domain.shared_info.vcpu_info[call.vcpu.vcpu_id].upcall_mask:
+        return  # one that came before tells of nothing that would come again
     evtchn = call.domain.evtchn
     for port in ports:
         evtchn.check_port(port)
-    if not any(evtchn.is_pending(port) for port in ports):
-        call.vcpu.poll(ports, op.timeout)
+        if evtchn.is_pending(port):
+            return
+    call.vcpu.poll(ports, op.timeout)
 
 
 @sched_op.handles(abi.SCHEDOP_remote_shutdown)

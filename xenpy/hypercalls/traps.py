@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xenpy.hypercalls.protocols import PvVcpu
 
 _TRAPS: Final = 256
+_MASK32: Final = 0xFFFFFFFF
 _DEBUG_REGISTERS: Final = 8
 SEGBASE_FS: Final = 0
 SEGBASE_GS_USER: Final = 1
@@ -73,29 +74,33 @@ def set_callbacks(call: Call) -> None:
     types = (CALLBACKTYPE.event, CALLBACKTYPE.failsafe, CALLBACKTYPE.syscall)
     for type_, gva in zip(types, call.args, strict=False):
         flags = CALLBACKF_mask_events if type_ is CALLBACKTYPE.event else 0
-        vcpu.register_callback(type_, flags, _canonical(gva))
+        if is_canonical(gva):  # one that is not is left out
+            vcpu.register_callback(type_, flags, gva)
 
 
 @hypercall(5, "fpu_taskswitch")
 def fpu_taskswitch(call: Call) -> None:
     """Set or clear CR0.TS."""
-    pv_vcpu(call).set_ts(bool(call.args[0]))
+    pv_vcpu(call).set_ts(bool(call.args[0] & _MASK32))
 
 
 @hypercall(8, "set_debugreg")
 def set_debugreg(call: Call) -> None:
-    """Set a debug register. Raises XenError: EINVAL, EPERM for a breakpoint in the hypervisor."""
-    if call.args[0] >= _DEBUG_REGISTERS:
-        raise XenError(Errno.EINVAL, f"debug register {call.args[0]}")
-    pv_vcpu(call).set_debugreg(call.args[0], call.args[1])
+    """Set a debug register. Raises XenError: ENODEV, EINVAL, EPERM for a breakpoint in the hypervisor."""
+    pv_vcpu(call).set_debugreg(_debug_register(call), call.args[1])
 
 
 @hypercall(9, "get_debugreg")
 def get_debugreg(call: Call) -> int:
     """Return a debug register."""
-    if call.args[0] >= _DEBUG_REGISTERS:
-        raise XenError(Errno.EINVAL, f"debug register {call.args[0]}")
-    return pv_vcpu(call).get_debugreg(call.args[0])
+    return pv_vcpu(call).get_debugreg(_debug_register(call))
+
+
+def _debug_register(call: Call) -> int:
+    number = call.args[0] & _MASK32
+    if number >= _DEBUG_REGISTERS:
+        raise XenError(Errno.ENODEV, f"debug register {number}")
+    return number
 
 
 @hypercall(23, "iret")
@@ -108,7 +113,7 @@ def iret(call: Call) -> None:
 def set_segment_base(call: Call) -> None:
     """Set the base of FS or of one of the two GS; or load a selector into the GS of user mode."""
     vcpu = pv_vcpu(call)
-    which, value = call.args[0], call.args[1]
+    which, value = call.args[0] & _MASK32, call.args[1]
     if which == SEGBASE_GS_USER_SEL:
         vcpu.load_user_gs(value & 0xFFFF)
     elif which in (SEGBASE_FS, SEGBASE_GS_USER, SEGBASE_GS_KERNEL):
@@ -122,10 +127,8 @@ nmi_op = Hypercall(28, "nmi_op")
 
 @nmi_op.handles(XENNMI_register_callback)
 def register_nmi(call: Call, op: Any) -> None:
-    """Set the handler of NMIs, for the boot processor only."""
+    """Set the handler of NMIs."""
     vcpu = pv_vcpu(call)
-    if vcpu.vcpu_id:
-        raise XenError(Errno.EINVAL, "only vCPU 0 may ask for NMIs")
     vcpu.register_callback(CALLBACKTYPE.nmi, CALLBACKF_mask_events, _canonical(op.handler_address))
 
 

@@ -5,15 +5,20 @@ Ref: xen/include/public/vcpu.h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from xenpy.abi import vcpu as abi
+from xenpy.abi.sched import SHUTDOWN
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import Hypercall, hypercall
 
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
     from xenpy.hypercalls.protocols import Vcpu
+
+
+_NEGATIVE: Final = 1 << 63
+"""From here on a time is a negative one to Xen, and has passed."""
 
 
 class _VcpuOp(Hypercall):
@@ -56,11 +61,12 @@ def up(call: Call) -> None:
 
 @vcpu_op.handles(abi.VCPUOP_down)
 def down(call: Call) -> None:
-    """Take a vCPU offline. The last one online cannot go."""
+    """Take a vCPU offline; with the last one online the domain powers off."""
     vcpu = _target(call)
-    if vcpu.is_up and sum(v.is_up for v in call.domain.vcpus) == 1:
-        raise XenError(Errno.EPERM, "the last vCPU online")
-    vcpu.down()
+    if any(other.is_up for other in call.domain.vcpus if other is not vcpu):
+        vcpu.down()
+    else:
+        call.domain.shutdown(SHUTDOWN.poweroff)
 
 
 @vcpu_op.handles(abi.VCPUOP_is_up)
@@ -102,9 +108,9 @@ def stop_periodic_timer(call: Call) -> None:
 
 @vcpu_op.handles(abi.VCPUOP_set_singleshot_timer)
 def set_singleshot_timer(call: Call, op: Any) -> None:
-    """Start the one-shot timer of the calling vCPU."""
-    future = bool(op.flags & abi.VCPU_SSHOTTMR_future)
-    _self_only(call).timers.set_singleshot(op.timeout_abs_ns, must_be_future=future)
+    """Start the one-shot timer of the calling vCPU. A past one fires at once, whatever VCPU_SSHOTTMR_future says, as in Xen."""
+    timeout = op.timeout_abs_ns
+    _self_only(call).timers.set_singleshot(timeout if timeout < _NEGATIVE else 0)
 
 
 @vcpu_op.handles(abi.VCPUOP_stop_singleshot_timer)
@@ -117,7 +123,8 @@ def stop_singleshot_timer(call: Call) -> None:
 def register_vcpu_info(call: Call, op: Any) -> None:
     """Move a vCPU's vcpu_info into guest memory."""
     vcpu = _target(call)
-    call.domain.shared_info.register_vcpu_info(vcpu.vcpu_id, op.mfn, op.offset)
+    running = vcpu is not call.vcpu and vcpu.is_up
+    call.domain.shared_info.register_vcpu_info(vcpu.vcpu_id, op.mfn, op.offset, running=running)
     call.domain.vcpu_info_placed(vcpu.vcpu_id)
 
 

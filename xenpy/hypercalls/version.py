@@ -11,7 +11,7 @@ from xenpy.abi import version as abi
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import Hypercall
 from xenpy.memory import PAGE_SIZE
-from xenpy.pv.version import PV_FEATURES, PVH_FEATURES
+from xenpy.pv.version import CAPABILITIES, PV_FEATURES, PVH_FEATURES
 
 if TYPE_CHECKING:
     from xenpy.hypercalls.call import Call
@@ -53,7 +53,7 @@ def compile_info(call: Call) -> None:
 @xen_version.handles(abi.XENVER_capabilities)
 def capabilities(call: Call) -> None:
     """Copy out the list of guest types."""
-    call.write(call.args[1], _string(call.domain.version.capabilities, abi.XEN_CAPABILITIES_INFO_LEN))
+    call.write(call.args[1], _string(CAPABILITIES, abi.XEN_CAPABILITIES_INFO_LEN))
 
 
 @xen_version.handles(abi.XENVER_changeset)

@@ -148,16 +148,20 @@ class SharedInfo:
         """Return how many pfns a PV guest says that it has. Ref: xen/include/public/arch-x86/xen.h, struct arch_shared_info"""
         return int.from_bytes(self.view[self.layout.arch : self.layout.arch + self.layout.word_bits // 8], "little")
 
-    def register_vcpu_info(self, vcpu_id: int, gfn: int, offset: int) -> None:
-        """Move a vCPU's vcpu_info into guest memory, with its contents; a vCPU may do so once.
+    def register_vcpu_info(self, vcpu_id: int, gfn: int, offset: int, *, running: bool = False) -> None:
+        """Move a vCPU's vcpu_info into guest memory, with its contents; a vCPU may do so once, for itself or one that is not `running`.
 
-        Raises XenError: EINVAL (already registered, or the structure would cross the page or be misaligned), EFAULT.
+        Raises XenError: ENXIO (the structure would cross the page or be misaligned), EINVAL.
 
         Ref: xen/include/public/vcpu.h, VCPUOP_register_vcpu_info
         """
         old = self.vcpu_info[vcpu_id]
-        if old.gpa is not None or offset > PAGE_SIZE - VCPU_INFO_SIZE or offset % (self.layout.word_bits // 8):
-            raise XenError(Errno.EINVAL, f"vcpu_info of vcpu {vcpu_id} at offset {offset:#x}")
+        if offset > PAGE_SIZE - VCPU_INFO_SIZE or offset % (self.layout.word_bits // 8):
+            raise XenError(Errno.ENXIO, f"vcpu_info of vcpu {vcpu_id} at offset {offset:#x}")
+        if old.gpa is not None or running:
+            raise XenError(
+                Errno.EINVAL, f"vcpu_info of vcpu {vcpu_id} is in use{'' if running else ' elsewhere already'}"
+            )
         gpa = (gfn << 12) + offset
         try:
             view = self._memory.view(gpa, VCPU_INFO_SIZE)
@@ -168,6 +172,7 @@ class SharedInfo:
         parked = old.hva == self._parking_hva
         new = VcpuInfo(self.layout, self._memory.hva(gpa), view, gpa)
         view[:] = bytes(VCPU_INFO_SIZE) if parked else old.view
+        new.upcall_mask = parked or new.upcall_mask
         self.vcpu_info[vcpu_id] = new
         # An event that arrived around the move must not be lost: have the guest look at everything once.
         new.set_all_selectors()

@@ -130,10 +130,8 @@ class VcpuTimers:
         self.offload: Callable[[int], None] | None = None
         """Keeps the one-shot timer in our place: takes the deadline, 0 for none. By the vCPU's thread, out of the guest."""
 
-    def set_singleshot(self, deadline: int, *, must_be_future: bool = False) -> None:
-        """Fire at `deadline`, at once if it has passed. Raises XenError(ETIME) for a past one when the caller asked for that."""
-        if must_be_future and deadline < self.clock.now():
-            raise XenError(Errno.ETIME, "the deadline has passed")
+    def set_singleshot(self, deadline: int) -> None:
+        """Fire at `deadline`, at once if it has passed."""
         if self.offload is not None:
             self.offload(max(1, deadline))
             return

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
+
+CAPABILITIES: Final = "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 "
+"""The guest types of this Xen in XENVER_capabilities' form. The interface has been that of Xen 3.0 ever since, and a space ends it."""
 
 
 class XENFEAT(IntEnum):
@@ -74,9 +78,3 @@ class XenVersion:
     def number(self) -> int:
         """Return major << 16 | minor, as XENVER_version does."""
         return self.major << 16 | self.minor
-
-    @property
-    def capabilities(self) -> str:
-        """Return the guest types of this Xen, in XENVER_capabilities' form."""
-        version = f"{self.major}.{self.minor}"
-        return f"xen-{version}-x86_64 hvm-{version}-x86_32 hvm-{version}-x86_32p hvm-{version}-x86_64"

@@ -13,6 +13,7 @@ from xenpy.abi import _xen64
 from xenpy.api.processors import Processors
 from xenpy.api.progress import Progress
 from xenpy.memory import PAGE_SHIFT, PAGE_SIZE
+from xenpy.pv.version import CAPABILITIES
 from xenpy.toolstack.protocol import CommandError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _notes(domain: Domain, vcpus: int, pages: int) -> bytes:
         text.encode()
         for text in (
             version.extraversion, version.compiler, version.compile_by, version.compile_domain, version.compile_date,
-            version.capabilities, version.changeset,
+            CAPABILITIES, version.changeset,
         )
     ]  # fmt: skip
     about = pack(_VERSION_STRINGS, version.major, version.minor, *strings, _VIRT_START, PAGE_SIZE)

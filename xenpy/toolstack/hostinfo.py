@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from xenpy.config.building import DEFAULT_XEN_VERSION
-from xenpy.pv.version import XenVersion
+from xenpy.pv.version import CAPABILITIES, XenVersion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_CAPABILITIES: Final = "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64"
 """The number is that of the ABI: scripts look for 3.0 whatever the version of Xen."""
 
 
@@ -49,7 +48,7 @@ def fields() -> Iterator[tuple[str, str]]:
     yield "xen_minor", str(version.minor)
     yield "xen_extra", version.extraversion
     yield "xen_version", f"{version.major}.{version.minor}{version.extraversion}"
-    yield "xen_caps", _CAPABILITIES
+    yield "xen_caps", CAPABILITIES
     yield "xen_scheduler", "linux"
     yield "xen_pagesize", str(page)
     yield "platform_params", "virt_start=0xffff800000000000"

@@ -42,6 +42,11 @@ static void announced(void)
         shutdown(SHUTDOWN_reboot);
 }
 
+static void last_vcpu_down(void)
+{
+    vcpu_op(VCPUOP_down, 0, 0);
+}
+
 static void nameless(void)
 {
     shutdown(SHUTDOWN_MAX + 1);
@@ -55,7 +60,7 @@ TEST(ending)
         void (*act)(void);
     } others[] = {{"halt", halt},       {"triple_fault", triple_fault}, {"starve_watchdog", starve_watchdog},
                   {"spin", spin},       {"announced", announced},
-                  {"nameless", nameless}};
+                  {"nameless", nameless}, {"last_vcpu_down", last_vcpu_down}};
     say("ending: %s", command_line());
     for (unsigned i = 0; i < ARRAY_SIZE(reasons); i++)
         if (streq(command_line(), reasons[i]))

@@ -155,12 +155,6 @@ TEST(get_physid)
     CHECK_ERR(vcpu_op(VCPUOP_get_physid, 0, &op), XEN_EINVAL);
 }
 
-TEST(last_vcpu_stays_up)
-{
-    CHECK(vcpu_op(VCPUOP_down, 0, 0) < 0);
-    CHECK_EQ(vcpu_op(VCPUOP_is_up, 0, 0), 1);
-}
-
 TEST(initialise_of_a_running_vcpu)
 {
     static struct vcpu_hvm_context context;

@@ -16,6 +16,7 @@ from xenpy.hypercalls.descriptors import check_ldt, ldt_frames
 from xenpy.kvm.constants import Sync
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.paging import PTE_FRAME, is_canonical
+from xenpy.pv.shared_info import LEGACY_MAX_VCPUS
 from xenpy.shim.layout import Selector
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ class Contexts(PvState):
             raise XenError(Errno.EEXIST, f"vCPU {self.vcpu_id} has been initialised already")
         _check(context)  # all that may be refused, before anything is held
         mmu = self.domain.mmu
+        if not context.flags & _VGCF_in_kernel and not context.ctrlreg[1]:
+            raise XenError(Errno.EINVAL, "user mode without page tables")
+        if self.vcpu_id >= LEGACY_MAX_VCPUS and self.domain.shared_info.vcpu_info[self.vcpu_id].gpa is None:
+            raise XenError(Errno.EINVAL, f"vCPU {self.vcpu_id} has no vcpu_info")
         frames = [int(context.gdt_frames[page]) for page in range(-(-context.gdt_ents // _ENTRIES_PER_PAGE))]
         kernel_l4, user_l4 = ((int(context.ctrlreg[number]) & PTE_FRAME) >> PAGE_SHIFT for number in (3, 1))
         tables = mmu.tables_of(self.vcpu_id)
@@ -101,6 +106,8 @@ class Contexts(PvState):
         self.note_held()
         self._load_context(context, tuple(frames))
         self._started = True
+        if context.flags & _VGCF_online:
+            self.up()
 
     def _load_context(self, context: Any, gdt: tuple[int, ...]) -> None:
         regs, sregs = self.kvm.regs, self.kvm.sregs

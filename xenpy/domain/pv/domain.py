@@ -86,7 +86,8 @@ class PvDomain(Domain):
         self._begin()
         self.mmu.types.flush = self.flush_all
         self.gnttab.use_mapper(partial(GrantedPages, self))
-        self.gnttab.guard_writes(self.mmu.hold_writable, self.mmu.release_writable)
+        for writer in (self.gnttab, self.evtchn):
+            writer.guard_writes(self.mmu.hold_writable, self.mmu.release_writable)
         self.shared_info_placed(self.shared_info_mfn)
 
     def _fill_memory(self) -> None:

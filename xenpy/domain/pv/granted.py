@@ -14,7 +14,6 @@ from xenpy.abi.grant_table import (
     GNTST,
     GNTMAP_application_map,
     GNTMAP_contains_pte,
-    GNTMAP_device_map,
     GNTMAP_guest_avail0,
     GNTMAP_host_map,
     GNTMAP_readonly,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from xenpy.memory import Frame
 
 WINDOW_GPA: Final = 1 << 39
-_KNOWN: Final = GNTMAP_device_map | GNTMAP_host_map | GNTMAP_readonly | GNTMAP_application_map | GNTMAP_contains_pte
 _AVAILABLE: Final = 7
 """As many bits of a page table entry as are the guest's may be set by the upper bits of the flags."""
 _AVAILABLE_SHIFT: Final = 9
@@ -52,9 +50,7 @@ class GrantedPages:
         self._next = WINDOW_GPA >> PAGE_SHIFT
 
     def check(self, flags: int) -> None:
-        """Refuse flags that nobody knows."""
-        if flags & (1 << GNTMAP_guest_avail0) - 1 & ~_KNOWN:
-            raise GrantError(GNTST.general_error, f"map flags {flags:#x}")
+        """Take all flags: Xen takes no notice of those that it does not know either, such as GNTMAP_can_fail."""
 
     def map(self, host_addr: int, flags: int, frame: Frame) -> int:
         """Map a page by the entry at a machine address, or that of a linear address; return the page's machine address."""

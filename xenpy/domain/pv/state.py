@@ -22,8 +22,13 @@ CR0_TS: Final = 1 << 3
 _HYPERVISOR_START: Final = 0xFFFF_8000_0000_0000
 _HYPERVISOR_END: Final = 0xFFFF_8800_0000_0000
 _DR6_DEFAULT: Final = 0xFFFF_0FF0
+_DR6_ZERO: Final = 1 << 12
 _DR7_DEFAULT: Final = 1 << 10
 _DR7_RESERVED: Final = 0xFFFF_FFFF_0000_D800
+_DR7_GENERAL_DETECT: Final = 1 << 13
+_DB_LAST: Final = 3
+_CALLBACKS: Final = frozenset(CALLBACKTYPE) - {CALLBACKTYPE.sysenter_deprecated}
+"""Those of 64-bit kernels."""
 _PF: Final = 14
 _LDT_TYPE: Final = 0x82
 _ENTRIES_PER_PAGE: Final = 512
@@ -145,23 +150,23 @@ class PvState(Tables):
 
     def register_callback(self, type_: int, flags: int, gva: int) -> None:
         """Register an entry point of the kernel. Raises XenError: EINVAL for an address that is none, ENOSYS for an unknown type."""
-        if type_ not in CALLBACKTYPE.__members__.values():
-            raise XenError(Errno.ENOSYS, f"callback {type_}")
         if not is_canonical(gva):
             raise XenError(Errno.EINVAL, f"callback at {gva:#x}")
-        if type_ == CALLBACKTYPE.sysenter_deprecated:
-            type_ = CALLBACKTYPE.sysenter
+        if type_ not in _CALLBACKS:
+            raise XenError(Errno.ENOSYS, f"callback {type_}")
         masks = bool(flags & CALLBACKF_mask_events)
         self.callbacks[type_] = Callback(gva, masks)
+        if not gva and type_ in (CALLBACKTYPE.sysenter, CALLBACKTYPE.syscall32):
+            del self.callbacks[type_]  # the only way to be without
         if type_ == CALLBACKTYPE.syscall:
             self._words[State.SYSCALL_HANDLER], self._words[State.SYSCALL_MASKS] = gva, int(masks)
 
     def unregister_callback(self, type_: int) -> None:
-        """Forget an entry point. Raises XenError: EINVAL for those that a kernel must have, ENOSYS for an unknown type."""
-        if type_ in (CALLBACKTYPE.event, CALLBACKTYPE.failsafe, CALLBACKTYPE.syscall):
-            raise XenError(Errno.EINVAL, f"callback {type_} cannot be unregistered")
-        if type_ not in CALLBACKTYPE.__members__.values():
+        """Forget the entry point for NMIs. Raises XenError: EINVAL for all others, ENOSYS for an unknown type."""
+        if type_ not in _CALLBACKS:
             raise XenError(Errno.ENOSYS, f"callback {type_}")
+        if type_ != CALLBACKTYPE.nmi:
+            raise XenError(Errno.EINVAL, f"callback {type_} cannot be unregistered")
         self.callbacks.pop(type_, None)
 
     def set_kernel_stack(self, ss: int, sp: int) -> None:
@@ -360,14 +365,16 @@ class PvState(Tables):
         return int(self.kvm.get_debugregs().db[number])
 
     def set_debugreg(self, number: int, value: int) -> None:
-        """Set a debug register. Raises XenError: EPERM for a breakpoint in the hypervisor, EINVAL for what cannot be."""
+        """Set a debug register. Raises XenError: EPERM for what would be a breakpoint in the hypervisor, EINVAL for what cannot be."""
+        if number > _DB_LAST and value >> 32:
+            raise XenError(Errno.EINVAL, f"DR{number} {value:#x}")
         if number in (4, 6):
-            self.dr6 = value & 0xFFFF_FFFF | _DR6_DEFAULT
+            self.dr6 = value & ~_DR6_ZERO | _DR6_DEFAULT
             return
         registers = self.kvm.get_debugregs()
         if number in (5, 7):
-            if value >> 32:
-                raise XenError(Errno.EPERM, f"DR7 {value:#x}")
+            if value & _DR7_GENERAL_DETECT:
+                raise XenError(Errno.EPERM, f"DR7 {value:#x}: accesses to debug registers are the hypervisor's to see")
             self.dr7 = value & ~_DR7_RESERVED | _DR7_DEFAULT
             registers.dr7 = self.dr7
         else:

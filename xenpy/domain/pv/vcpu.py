@@ -332,7 +332,7 @@ class PvVcpu(Entering, Contexts):
         self._late.expected = regs.rax == _EVENT_CHANNEL_OP
         self._replaced = False
         args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
-        result = self._call(regs.rax & _MASK32, args, wide=True)
+        result = self._call(regs.rax, args, wide=True)
         if not self._replaced:
             regs.rax = result & 0xFFFF_FFFF_FFFF_FFFF
 

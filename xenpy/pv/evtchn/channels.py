@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from xenpy.pv.evtchn.table import PortTable
 from xenpy.pv.evtchn.two_level import TwoLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from xenpy.memory import GuestMemory
     from xenpy.pv.evtchn.fifo import Fifo
@@ -53,6 +54,8 @@ class EventChannels(PortTable):
         self._fifo: Fifo | None = None
         self.has_fifo = True
         """Whether the guest may choose the FIFO ABI."""
+        self._take: Callable[[int], bool] = lambda _gfn: True
+        self._give: Callable[[int], None] = _ignore
         super().__init__(domid, nr_vcpus, self._two_level, lookup=lookup, max_ports=max_ports)
 
     @property
@@ -64,6 +67,10 @@ class EventChannels(PortTable):
         """Have events of the 2-level ABI be delivered by `deliver(port, vcpu_id)`, as far as that can, or not any more (None)."""
         self._two_level.by_kernel = deliver
 
+    def guard_writes(self, take: Callable[[int], bool], give: Callable[[int], None]) -> None:
+        """Have `take` called with a gfn before events are written there, which it may refuse, and `give` when none are any more."""
+        self._take, self._give = take, give
+
     def _mark_upcall(self, vcpu_id: int) -> None:
         if not self._vcpu_info[vcpu_id].set_upcall_pending():
             self._upcall(vcpu_id)
@@ -74,22 +81,34 @@ class EventChannels(PortTable):
         The first call switches to the FIFO ABI; events pending then are delivered as the event array grows to hold
         them.
 
-        Raises XenError: ENOSYS (there is no such ABI), ENOENT (no such vCPU), EINVAL (misaligned, crossing the page, not RAM), EEXIST.
+        Raises XenError: ENOSYS (there is no such ABI), ENOENT (no such vCPU), EINVAL (misaligned, crossing the page, no RAM that may be
+        written to, a second one).
         """
         if not self.has_fifo:
             raise XenError(Errno.ENOSYS, "the FIFO ABI is not offered")
         self._check_vcpu(vcpu_id)
+        fifo = self._fifo if self._fifo is not None else self._new_fifo()
+        with self._writable(gfn):
+            fifo.add_control_block(vcpu_id, gfn, offset)
         if self._fifo is not None:
-            self._fifo.add_control_block(vcpu_id, gfn, offset)
             return EVTCHN_FIFO_LINK_BITS
-        fifo = self._new_fifo()
-        fifo.add_control_block(vcpu_id, gfn, offset)
         for entry in self._usable():
             entry.pending = self._two_level.is_pending(entry)
             entry.priority = EVTCHN_FIFO_PRIORITY_DEFAULT
         self._fifo = fifo
         self._deliver_by(fifo)
         return EVTCHN_FIFO_LINK_BITS
+
+    @contextmanager
+    def _writable(self, gfn: int) -> Iterator[None]:
+        """Have a page stay one that may be written to, unless it is not taken into use after all. Raises XenError(EINVAL)."""
+        if not self._take(gfn):
+            raise XenError(Errno.EINVAL, f"gfn {gfn:#x} cannot be written to")
+        try:
+            yield
+        except XenError:
+            self._give(gfn)
+            raise
 
     def _new_fifo(self) -> Fifo:
         from xenpy.pv.evtchn.fifo import Fifo  # many guests never ask for it
@@ -99,11 +118,12 @@ class EventChannels(PortTable):
     def expand_array(self, gfn: int) -> None:
         """Append a page to the event array; events that waited for it are delivered.
 
-        Raises XenError: EOPNOTSUPP (2-level ABI), ENOSPC (128 pages there), EINVAL (not RAM).
+        Raises XenError: EOPNOTSUPP (2-level ABI), ENOSPC (128 pages there), EINVAL (no RAM that may be written to).
         """
         if self._fifo is None:
             raise XenError(Errno.EOPNOTSUPP, "no event array under the 2-level ABI")
-        added = self._fifo.add_array_page(gfn)
+        with self._writable(gfn):
+            added = self._fifo.add_array_page(gfn)
         for entry in self._ports[added.start : added.stop]:
             if entry.pending:
                 entry.pending = False
@@ -114,6 +134,8 @@ class EventChannels(PortTable):
         super().reset()
         if self._fifo is not None:
             self._deliver_by(self._two_level)
+            for page in self._fifo.state().pages():
+                self._give(page)
             self._fifo.close()
             self._fifo = None
             for entry in self._ports:

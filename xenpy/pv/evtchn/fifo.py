@@ -144,12 +144,12 @@ class Fifo:
     def add_control_block(self, vcpu_id: int, gfn: int, offset: int) -> None:
         """Take a vCPU's control block into use; `offset` in bytes.
 
-        Raises XenError: EINVAL (misaligned, crossing the page, not RAM), EEXIST (the vCPU has one).
+        Raises XenError(EINVAL): misaligned, crossing the page, not RAM, or the vCPU has one.
         """
         if offset > PAGE_SIZE - _CONTROL_BLOCK_SIZE or offset % _CONTROL_BLOCK_ALIGNMENT:
             raise XenError(Errno.EINVAL, f"control block at offset {offset:#x}")
         if self._blocks[vcpu_id] is not None:
-            raise XenError(Errno.EEXIST, f"vcpu {vcpu_id} has a control block")
+            raise XenError(Errno.EINVAL, f"vcpu {vcpu_id} has a control block")
         self._blocks[vcpu_id] = _ControlBlock(_Page(self._memory, gfn), offset)
 
     def add_array_page(self, gfn: int) -> range:

@@ -83,6 +83,10 @@ class FifoState:
     array: tuple[int, ...]
     tails: tuple[tuple[int, ...], ...]
 
+    def pages(self) -> list[int]:
+        """Return the gfns that events are written to, each as often as it was given."""
+        return [*(control[0] for control in self.control if control is not None), *self.array]
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelsState:

@@ -255,8 +255,9 @@ class PortTable:
             self._delivery.unmask(entry)
 
     def check_port(self, port: int) -> None:
-        """Raise XenError(EINVAL) for a number beyond the table; one within may be closed."""
-        self._entry(port)
+        """Raise XenError(EINVAL) for a port that is closed, or beyond the table."""
+        if self._entry(port).state == CLOSED:
+            raise XenError(Errno.EINVAL, f"port {port} is closed")
 
     def is_connected(self, port: int) -> bool:
         """Tell whether another domain's port is at the other end of a port that there is."""

@@ -27,6 +27,27 @@ class CopyEnd:
     gfn: int = 0
 
 
+class OwnPage:
+    """A page of the caller's that one end of a copy names; the destination has to be memory that the caller itself may write to."""
+
+    def __init__(self, caller: Pins, gfn: int, *, readonly: bool) -> None:
+        caller.own_frame(gfn)
+        self._caller = caller
+        self._gfn = gfn
+        self._taken = not readonly and caller.take_writable is not None
+        if caller.take_writable is not None and self._taken and not caller.take_writable(gfn):
+            raise GrantError(GNTST.general_error, f"gfn {gfn:#x} cannot be written to")
+
+    def part(self, offset: int, size: int) -> memoryview:
+        """Return a part of the page."""
+        return self._caller.memory.view((self._gfn << PAGE_SHIFT) + offset, size)
+
+    def release(self) -> None:
+        """Let the page be what it likes again."""
+        if self._taken and self._caller.give_writable is not None:
+            self._caller.give_writable(self._gfn)
+
+
 def copy(caller: Pins, lookup: Callable[[int], Pins], source: CopyEnd, dest: CopyEnd, length: int) -> None:
     """Copy `length` bytes on behalf of a domain. `lookup` raises XenError(ESRCH). Raises GrantError."""
     owners = [_owner(caller, lookup, end) for end in (source, dest)]
@@ -36,26 +57,18 @@ def copy(caller: Pins, lookup: Callable[[int], Pins], source: CopyEnd, dest: Cop
         to_pin = _pin(caller, owners[1], dest, readonly=False)
         if source.offset + length > PAGE_SIZE or dest.offset + length > PAGE_SIZE:
             raise GrantError(GNTST.bad_copy_arg, f"copy of {length} bytes crosses a page boundary")
-        from_part = _part(caller, from_pin, source, length)
-        _part(caller, to_pin, dest, length)[:] = from_part
+        to_pin.part(dest.offset, length)[:] = from_pin.part(source.offset, length)
     finally:
         for pin in (from_pin, to_pin):
             if pin is not None:
                 pin.release()
 
 
-def _pin(caller: Pins, owner: Pins, end: CopyEnd, *, readonly: bool) -> Pin | None:
-    """Use the grant that one end names; check the gfn of an end that is a page of the caller's."""
+def _pin(caller: Pins, owner: Pins, end: CopyEnd, *, readonly: bool) -> Pin | OwnPage:
+    """Use the grant, or the page of the caller's, that one end names."""
     if end.gref is None:
-        caller.own_frame(end.gfn)
-        return None
+        return OwnPage(caller, end.gfn, readonly=readonly)
     return owner.pin(end.gref, caller.domid, readonly=readonly, mapping=False)
-
-
-def _part(caller: Pins, pin: Pin | None, end: CopyEnd, length: int) -> memoryview:
-    if pin is not None:
-        return pin.part(end.offset, length)
-    return caller.memory.view((end.gfn << PAGE_SHIFT) + end.offset, length)
 
 
 def _owner(caller: Pins, lookup: Callable[[int], Pins], end: CopyEnd) -> Pins:

@@ -182,7 +182,7 @@ class Pins:
                 active.frame = self.own_frame(active.entry.gfn)
             first_writer = not readonly and not active.writers and inner is None
             if first_writer and self.take_writable is not None and not self.take_writable(active.entry.gfn):
-                raise GrantError(GNTST.bad_page, f"gfn {active.entry.gfn:#x} cannot be written to")
+                raise GrantError(GNTST.general_error, f"gfn {active.entry.gfn:#x} cannot be written to")
         except GrantError:
             self._settle(gref, active, readonly=readonly)
             raise

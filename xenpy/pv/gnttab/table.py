@@ -264,7 +264,7 @@ class GrantTable:
         if mapping is None:
             raise GrantError(GNTST.bad_handle, f"grant handle {handle}")
         if dev_bus_addr and mapping.live & GNTMAP_device_map and dev_bus_addr != mapping.dev_bus_addr:
-            raise GrantError(GNTST.general_error, f"bus address {dev_bus_addr:#x} is not that of handle {handle}")
+            raise GrantError(GNTST.bad_dev_addr, f"bus address {dev_bus_addr:#x} is not that of handle {handle}")
         if host_addr and mapping.live & GNTMAP_host_map:
             self._mapper.unmap(host_addr, mapping.flags, mapping.pin.frame, new_addr)
             mapping.live &= ~GNTMAP_host_map

@@ -54,8 +54,7 @@ _POSITIONS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The arguments of hypercalls without commands. Ref: xen/include/public/xen.h and arch-x86/xen.h"""
 OTHER_NAMES: Final = {
-    7: "platform_op", 27: "xsm_op", 31: "xenoprof_op", 35: "sysctl", 36: "domctl", 37: "kexec_op", 38: "tmem_op", 39: "argo_op",
-    40: "xenpmu_op", 41: "dm_op", 42: "hypfs_op", 48: "mca",
+    27: "xsm_op", 31: "xenoprof_op", 38: "tmem_op", 39: "argo_op", 41: "dm_op",
 }  # fmt: skip
 """Hypercalls that xenpy does not carry out, but kernels try. Ref: xen/include/public/xen.h, __HYPERVISOR_*"""
 _BESIDE: Final[Mapping[str, Mapping[str, int]]] = {

@@ -333,3 +333,32 @@ TEST(an_event_of_a_console_that_is_closed)
     CHECK_ERR(send(close.port), XEN_EINVAL);
     CHECK_ERR(send(close.port), XEN_EINVAL);
 }
+
+TEST(a_poll_does_not_sleep_over_an_upcall)
+{
+    quiet();
+    REQUIRE(to_self());
+    CHECK_OK(send(to_self()));
+    vcpu_info(0)->evtchn_upcall_mask = 0; /* it has come before, and nobody has looked */
+    uint64_t start = system_time();
+    struct sched_poll poll = {.timeout = start + 20 * SECOND};
+    CHECK_OK(sched_op(SCHEDOP_poll, &poll));
+    CHECK(system_time() < start + 10 * SECOND);
+    CHECK_EQ(upcalls, 1);
+}
+
+TEST(closed_ports_are_not_polled)
+{
+    evtchn_port_t ports[] = {0, 900};
+    for (unsigned i = 0; i < ARRAY_SIZE(ports); i++) {
+        struct sched_poll poll = {.nr_ports = 1, .timeout = system_time() + 20 * SECOND};
+        set_xen_guest_handle(poll.ports, &ports[i]);
+        CHECK_ERR(sched_op(SCHEDOP_poll, &poll), XEN_EINVAL);
+    }
+}
+
+TEST(event_words_do_not_go_into_page_tables)
+{
+    struct evtchn_init_control op = {.control_gfn = mfn_of(entry_of(&upcalls, 1)), .vcpu = 0};
+    CHECK_ERR(event_channel_op(EVTCHNOP_init_control, &op), XEN_EINVAL);
+}

@@ -204,8 +204,10 @@ TEST(debug_registers_hold_what_they_are_given)
     for (unsigned number = 0; number < 4; number++)
         CHECK_OK(set_debugreg(number, 0));
     CHECK_ERR(set_debugreg(0, 0xffff800000001000), XEN_EPERM);
-    CHECK_ERR(set_debugreg(8, 0), XEN_EINVAL);
-    CHECK_ERR(set_debugreg(7, 1ul << 33), XEN_EPERM);
+    CHECK_ERR(set_debugreg(8, 0), XEN_ENODEV);
+    CHECK_ERR(set_debugreg(6, 1ul << 33), XEN_EINVAL);
+    CHECK_ERR(set_debugreg(7, 1ul << 33), XEN_EINVAL);
+    CHECK_ERR(set_debugreg(7, 1ul << 13), XEN_EPERM);
 }
 
 static volatile uint64_t watched;

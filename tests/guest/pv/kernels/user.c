@@ -209,6 +209,10 @@ TEST(no_callback_makes_it_an_invalid_opcode)
     struct callback_unregister op = {.type = CALLBACKTYPE_syscall};
     CHECK_ERR(callback_op(CALLBACKOP_unregister, &op), XEN_EINVAL);
     op.type = CALLBACKTYPE_sysenter;
-    CHECK_OK(callback_op(CALLBACKOP_unregister, &op));
+    CHECK_ERR(callback_op(CALLBACKOP_unregister, &op), XEN_EINVAL);
+    struct callback_register none = {.type = CALLBACKTYPE_sysenter};
+    CHECK_OK(callback_op(CALLBACKOP_register, &none));
+    none.type = CALLBACKTYPE_sysenter_deprecated;
+    CHECK_ERR(callback_op(CALLBACKOP_register, &none), XEN_ENOSYS);
     CHECK(run_32(code32_sysenter)->vector != ENTRY_SYSENTER);
 }
