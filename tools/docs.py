@@ -13,7 +13,7 @@ from pathlib import Path
 from xenpy.config import docs as config_docs
 from xenpy.config.keys import table
 from xenpy.exitcodes import ExitCode
-from xenpy.hypercalls import dispatch
+from xenpy.hypercalls import dispatch, privileged
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- {0}: begin, written by tools/docs.py -->", "<!-- {0}: end -->"
@@ -24,7 +24,7 @@ def hypercalls() -> str:
     dispatch.load()
     rows = ["| nr | hypercall | commands handled |", "|--|--|--|"]
     for number, function in sorted(dispatch.HYPERCALLS.items()):
-        commands = ""
+        commands = "refused, as to any domU" if function.__module__ == privileged.__name__ else ""
         if isinstance(function, dispatch.Hypercall):
             commands = ", ".join(op.name for _, op in sorted(function.ops.items()))
         rows.append(f"| {number} | {dispatch.NAMES[number]} | {commands or '(no commands)'} |")

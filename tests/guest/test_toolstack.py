@@ -211,7 +211,7 @@ def test_a_script_for_xl(tools: Toolstack, tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines() == [
         "Parsing config from g.cfg",
-        "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64",
+        "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ",
         "Parsing config from /dev/null",
         "ready",
         "ended 0",

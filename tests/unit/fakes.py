@@ -37,6 +37,7 @@ class FakeVcpu:
     """
 
     def __init__(self, domain: FakeDomain, vcpu_id: int) -> None:
+        self.domain = domain
         self.vcpu_id = vcpu_id
         self.iopl = 0
         self.io_bitmap = 0, 0

@@ -85,6 +85,9 @@ bool map_shared_info(void)
     if (add_to_physmap(XENMAPSPACE_shared_info, 0, gfn_of(shared_info_page)))
         return false;
     shared_info = (void *)shared_info_page;
+    /* Of no meaning to an HVM guest's upcalls; but a poll ends at once while one is pending that the guest does not hold off. */
+    for (unsigned i = 0; i < ARRAY_SIZE(((shared_info_t *)0)->vcpu_info); i++)
+        shared_info->vcpu_info[i].evtchn_upcall_mask = 1;
     return true;
 }
 
