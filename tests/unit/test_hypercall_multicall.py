@@ -13,7 +13,7 @@ from xenpy.hypercalls import dispatch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MULTICALL, XEN_VERSION, SCHED_OP, VCPU_OP = 13, 17, 29, 24
+MULTICALL, XEN_VERSION, SCHED_OP, VCPU_OP, IRET = 13, 17, 29, 24, 23
 LIST = 0x8000
 UNTOUCHED = 0x5A5A
 
@@ -78,3 +78,11 @@ def test_a_long_list_lets_others_in(domain: FakeDomain) -> None:
     visits = []
     assert dispatch.dispatch(domain.call(MULTICALL, LIST, 500, checkpoint=lambda: visits.append(1))) == 0
     assert len(visits) >= 10
+
+
+def test_an_iret_is_the_last_of_a_list() -> None:
+    with fake_domain(is_pv=True) as domain:
+        put(domain, [(SCHED_OP, 0), (IRET,), (SCHED_OP, 0)], word=8)
+        assert domain.hypercall(MULTICALL, LIST, 3) == 0
+        assert domain.vcpus[0].asked == [("yield",), ("iret",)]
+        assert results(domain, 3, word=8) == [0, UNTOUCHED, UNTOUCHED]

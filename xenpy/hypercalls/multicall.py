@@ -12,6 +12,7 @@ from xenpy.hypercalls.call import Call
 from xenpy.hypercalls.dispatch import hypercall
 
 _NUMBER: Final = 13
+_IRET: Final = 23
 _ENTRY_WORDS: Final = 8
 _ARGS: Final = 6
 
@@ -27,5 +28,8 @@ def multicall(call: Call) -> None:
         words = call.words(gva, _ENTRY_WORDS)
         args = words[2 : 2 + _ARGS]
         inner = Call(call.domain, call.vcpu, words[0], args, wide=call.wide, checkpoint=call.checkpoint, within=True)
+        if inner.nr == _IRET and call.domain.is_pv:
+            call.domain.dispatch(inner)
+            return  # to what the guest was about to go on with; what is left of the list is not its kernel's any more
         call.store_words(gva + size, [call.domain.dispatch(inner) if inner.nr != _NUMBER else -Errno.EINVAL])
         gva += _ENTRY_WORDS * size

@@ -180,8 +180,8 @@ class Bounces(Debugged):
                 raise DomainDying
             self.in_kernel = False
             self._swap_gs()
-        if not flags & VGCF_in_syscall:
-            regs.r11, regs.rcx = r11, rcx
+        # By SYSRET, where the kernel says that it answers a system call: it takes RIP and RFLAGS from these two.
+        regs.r11, regs.rcx = (rflags, rip) if flags & VGCF_in_syscall else (r11, rcx)
         regs.rax, regs.rip, regs.rsp = rax, rip, rsp
         self.cs, self.ss = cs & 0xFFFF | 3, ss & 0xFFFF | 3
         self.iopl_of_frame(rflags)

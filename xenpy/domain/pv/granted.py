@@ -21,7 +21,7 @@ from xenpy.abi.grant_table import (
 from xenpy.errors import XenError
 from xenpy.memory import PAGE_SHIFT
 from xenpy.pv.gnttab import GrantError
-from xenpy.pv.paging import PTE_ACCESSED, PTE_DIRTY, PTE_FRAME, PTE_PRESENT, PTE_RW, PTE_USER
+from xenpy.pv.paging import PTE_ACCESSED, PTE_DIRTY, PTE_FRAME, PTE_NX, PTE_PRESENT, PTE_RW, PTE_USER
 
 if TYPE_CHECKING:
     from xenpy.domain.pv.domain import PvDomain
@@ -56,10 +56,10 @@ class GrantedPages:
         """Map a page by the entry at a machine address, or that of a linear address; return the page's machine address."""
         mfn = self._take(flags, frame)
         if flags & GNTMAP_host_map:
-            entry = mfn << PAGE_SHIFT | PTE_PRESENT | PTE_ACCESSED
+            entry = mfn << PAGE_SHIFT | PTE_PRESENT | PTE_ACCESSED | PTE_DIRTY | PTE_NX
             entry |= (flags >> GNTMAP_guest_avail0 & _AVAILABLE) << _AVAILABLE_SHIFT
             if not flags & GNTMAP_readonly:
-                entry |= PTE_RW | PTE_DIRTY
+                entry |= PTE_RW
             if flags & GNTMAP_application_map:
                 entry |= PTE_USER
             try:

@@ -115,6 +115,7 @@ TEST(twice_and_for_devices)
     CHECK_EQ(map(0, GNTMAP_device_map, GREF, &device), GNTST_okay);
     CHECK_EQ(*entry_of((void *)PLACE, 1) & PTE_MFN, *entry_of((void *)OTHER, 1) & PTE_MFN);
     CHECK_EQ(frame_maddr, *entry_of((void *)OTHER, 1) & PTE_MFN);
+    CHECK(*entry_of((void *)OTHER, 1) >> 63); /* nothing to execute */
     CHECK_EQ(unmap(PLACE, 0, first), GNTST_okay);
     *(volatile uint64_t *)OTHER = 0x4444;
     CHECK_EQ(granted[0], 0x4444);

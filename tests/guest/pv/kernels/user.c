@@ -216,3 +216,22 @@ TEST(no_callback_makes_it_an_invalid_opcode)
     CHECK_ERR(callback_op(CALLBACKOP_register, &none), XEN_ENOSYS);
     CHECK(run_32(code32_sysenter)->vector != ENTRY_SYSENTER);
 }
+
+static void __attribute__((naked)) tells_rcx_and_r11(void)
+{
+    __asm__("mov %rcx, %rax; xor %r11, %rax; 1: syscall; jmp 1b");
+}
+
+/* The kernel says that it answers a system call: Xen does it by SYSRET. */
+TEST(rcx_and_r11_after_a_system_call)
+{
+    unsigned long rip = (unsigned long)tells_rcx_and_r11;
+    struct trap_frame start = user_frame(rip, 0);
+    start.rcx = start.r11 = 0x1234;
+    user_vgcf = VGCF_in_syscall;
+    unsigned long got = run_user_frame(&start)->rax;
+    user_vgcf = 0;
+    CHECK_EQ((got ^ rip) & ~0xffful, 0);
+    CHECK_EQ((got ^ rip) & FLAGS_IF, FLAGS_IF); /* R11 holds RFLAGS */
+    CHECK_EQ(run_user_frame(&start)->rax, 0);
+}

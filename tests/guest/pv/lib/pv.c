@@ -100,6 +100,8 @@ static bool user_init(void)
            CALL2(__HYPERVISOR_stack_switch, SS, trap_stack_top) == 0;
 }
 
+unsigned long user_vgcf;
+
 struct trap_frame user_frame(unsigned long rip, unsigned long argument)
 {
     return (struct trap_frame){

@@ -125,6 +125,7 @@ const struct trap_frame *run_user(user_function function, unsigned long argument
 const struct trap_frame *run_user_frame(const struct trap_frame *start);
 struct trap_frame user_frame(unsigned long rip, unsigned long argument);
 extern uint64_t user_l4[512];
+extern unsigned long user_vgcf; /* VGCF_* with which user mode is entered */
 
 static inline void __attribute__((noreturn)) user_exit(unsigned long value)
 {

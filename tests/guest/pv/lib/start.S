@@ -145,7 +145,7 @@ to_user:
     pushq FRAME_FLAGS(%rdi)
     pushq FRAME_CS(%rdi)
     pushq FRAME_RIP(%rdi)
-    pushq $0
+    pushq user_vgcf(%rip)
     mov FRAME_RAX(%rdi), %rax
     mov FRAME_RDX(%rdi), %rdx
     mov FRAME_RSI(%rdi), %rsi
