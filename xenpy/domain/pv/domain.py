@@ -124,6 +124,8 @@ class PvDomain(Domain):
         fill_m2p(self.m2p[: BASE_MFN + pages], BASE_MFN, start.nr_pages)
         self.mmu.adopt(start.tables, start.pt_base_mfn, start.nr_pages)
         self.store_gfn, self.console_gfn = start.store_mfn, start.console_mfn
+        for mfn in (self.store_gfn, self.console_gfn):
+            self.mmu.hold_writable(mfn)  # we write to them, so they must not become page tables
         self.e820 = [(0, size, _E820_RAM)]
 
     def _prefault(self, start: PvStart) -> None:

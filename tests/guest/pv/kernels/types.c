@@ -298,3 +298,15 @@ TEST(pdone_counts)
     CHECK_ERR(hypercall(__HYPERVISOR_mmuext_op, (unsigned long)ops, 3, (unsigned long)&done, DOMID_SELF, 0), XEN_EINVAL);
     CHECK_EQ(done, 1);
 }
+
+/* Xen's own side writes to these two, whatever the guest makes of them. */
+TEST(rings_do_not_become_page_tables)
+{
+    unsigned long mfns[] = {xen_start->store_mfn, xen_start->console.domU.mfn};
+    for (unsigned i = 0; i < ARRAY_SIZE(mfns); i++) {
+        volatile void *page = (void *)(VIRT_BASE + m2p[mfns[i]] * PAGE_SIZE);
+        CHECK_OK(protect(page, PTE_RO_PAGE));
+        CHECK_ERR(mmuext(MMUEXT_PIN_L1_TABLE, mfns[i], 0), XEN_EINVAL);
+        CHECK_OK(protect(page, PTE_RW_PAGE));
+    }
+}
