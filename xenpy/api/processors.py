@@ -113,7 +113,7 @@ class Processors:
         def look() -> bool | None:
             late = [vcpu for vcpu in running if vcpu.vcpu_id not in done]
             for vcpu in late:
-                vcpu.kick()  # SCHEDOP_poll forgets a kick that came just before it
+                vcpu.kick()  # again: were one lost, nobody else would notice
             return None if late else True
 
         self._progress.wait(look, _STOP_TIMEOUT_S, what, poll_s=_AGAIN_S)

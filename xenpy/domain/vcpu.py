@@ -183,6 +183,11 @@ class Vcpu(Waiting):
             self._woken = True
             self._wake.notify_all()
 
+    @property
+    def is_kicked(self) -> bool:
+        """Tell whether the thread has something to look at before the guest goes on."""
+        return bool(self.kvm.run.immediate_exit)
+
     def _main(self) -> None:
         try:
             self.kvm.adopt_thread()

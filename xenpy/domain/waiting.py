@@ -43,6 +43,11 @@ class Waiting(ABC):
     def kick(self) -> None:
         """Make the thread look at what has changed. From any thread."""
 
+    @property
+    @abstractmethod
+    def is_kicked(self) -> bool:
+        """Tell whether the thread has something to look at before the guest goes on."""
+
     def yield_(self) -> None:
         """Let other vCPUs run: their threads get the interpreter while this one sleeps for the shortest time."""
         self._wake.wait(0)
@@ -51,7 +56,7 @@ class Waiting(ABC):
         """Sleep until a port is pending, an upcall comes, or system time reaches `timeout_ns` (0: no limit)."""
         domain, evtchn = self.domain, self.domain.evtchn
         self._poll_ports = frozenset(ports)
-        self._woken = False
+        self._woken = self.is_kicked  # what that was for must not wait
         self._polls, self._poll_until = True, timeout_ns or None
         try:
             while not (self._woken or domain.ending is not None or any(evtchn.is_pending(port) for port in ports)):
