@@ -103,7 +103,8 @@ def test_error_numbers() -> None:
 def test_hypercall_numbers() -> None:
     require(XEN_HEADERS)
     dispatch.load()
-    claims = [Claim(name, f"__HYPERVISOR_{name} == {number}") for number, name in dispatch.NAMES.items()]
+    in_c = {"mca": "arch_0"}
+    claims = [Claim(name, f"__HYPERVISOR_{in_c.get(name, name)} == {number}") for number, name in dispatch.NAMES.items()]
     assert len(claims) >= 13
     assert refuted(XEN_HEADERS, claims) == {}
 
