@@ -162,19 +162,25 @@ class Vcpu(Waiting):
     def start(self) -> None:
         """Start the thread."""
         name = f"{self.domain.name}/{self.vcpu_id}"
-        self.thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self.thread.start()
+        with self._wake:
+            self.thread = threading.Thread(target=self._main, name=name, daemon=True)
+            self.thread.start()
 
     def request(self, action: Callable[[], None]) -> None:
-        """Have the vCPU's thread do something before it enters the guest again. From any thread."""
-        if self.thread is None or self.thread is threading.current_thread():
+        """Have the vCPU's thread do something before it enters the guest again. From any thread.
+
+        Without a thread it is done at once, and none is started meanwhile: in the guest it would keep KVM from everybody else, for as
+        long as it waits to be brought up.
+        """
+        if self.thread is threading.current_thread():
             action()
             return
-        self._requests.append(action)
-        self.kvm.kick()
         with self._wake:
-            self._woken = True
-            self._wake.notify_all()
+            if self.thread is None:
+                action()
+                return
+            self._requests.append(action)
+            self.kick()
 
     def kick(self) -> None:
         """Make the thread look at what has changed. From any thread."""
