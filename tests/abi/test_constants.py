@@ -104,7 +104,9 @@ def test_hypercall_numbers() -> None:
     require(XEN_HEADERS)
     dispatch.load()
     in_c = {"mca": "arch_0"}
-    claims = [Claim(name, f"__HYPERVISOR_{in_c.get(name, name)} == {number}") for number, name in dispatch.NAMES.items()]
+    claims = [
+        Claim(name, f"__HYPERVISOR_{in_c.get(name, name)} == {number}") for number, name in dispatch.NAMES.items()
+    ]
     assert len(claims) >= 13
     assert refuted(XEN_HEADERS, claims) == {}
 
