@@ -16,7 +16,9 @@ from report import Row
 from watch import BenchError
 
 KERNEL: Final = "debian-6.1-cloud"
-_COUNTS: Final = 10, 2000, 1024, 100
+_SWITCHING: Final = "pvh-pti"
+"""A PVH guest that, as a PV one must, changes page tables when it goes into its kernel and when it leaves it."""
+_COUNTS: Final = 20, 20_000, 4096, 200
 """Processes, system calls, pages and rounds."""
 _HOST_TIMEOUT_S: Final = 1800.0
 
@@ -30,10 +32,10 @@ def measure(directory: Path, runs: int) -> list[Row]:
 
     images = provide(KERNEL)
     ramdisk = make_initramfs(command=command(*_COUNTS), ending="poweroff", images=images)
-    for kind in ("pv", "pvh"):
-        (directory / f"{kind}.cfg").write_text(
+    for name, kind, extra in (("pv", "pv", ""), ("pvh", "pvh", ""), (_SWITCHING, "pvh", " pti=on nopcid")):
+        (directory / f"{name}.cfg").write_text(
             f'name="bench"\ntype="{kind}"\nmemory=256\nkernel="{images.kernel}"\nramdisk="{ramdisk}"\n'
-            'cmdline="console=hvc0"\n'
+            f'cmdline="console=hvc0{extra}"\n'
         )
     with EmulatedHost(writable=[directory]) as host:
         done = host.run([sys.executable, str(Path(__file__)), str(directory)], timeout=_HOST_TIMEOUT_S)
@@ -45,7 +47,7 @@ def measure(directory: Path, runs: int) -> list[Row]:
 def inside(directory: Path) -> list[Row]:
     """Measure on this machine, which is the emulated one."""
     rows, tables = [hypercall_row(directory)], {}
-    for kind in ("pvh", "pv"):
+    for kind in ("pvh", _SWITCHING, "pv"):
         init, _, total, loops = run(directory / f"{kind}.cfg")
         tables[kind] = [
             Row("pv", f"{KERNEL}: start to init", "s", init),
@@ -54,6 +56,10 @@ def inside(directory: Path) -> list[Row]:
         ]
     for pv, pvh in zip(tables["pv"], tables["pvh"], strict=True):
         rows.append(Row("pv", pv.name, pv.unit, pv.value, pvh.value, "PVH"))
+    for switching, pvh in zip(tables[_SWITCHING][2:], tables["pvh"][2:], strict=True):
+        rows.append(
+            Row("pv", f"{switching.name}, PVH with pti=on nopcid", switching.unit, switching.value, pvh.value, "PVH")
+        )
     return rows
 
 
