@@ -217,7 +217,9 @@ def test_a_memory_map_with_no_place_to_go(domain: FakeDomain) -> None:
 
 
 def test_what_is_for_others(domain: FakeDomain) -> None:
-    assert op(domain, abi.XENMEM_machine_memory_map) == -Errno.EPERM
+    assert op(domain, abi.XENMEM_machine_memory_map) == -Errno.ENOSYS
+    with fake_domain(is_pv=True) as pv_domain:
+        assert op(pv_domain, abi.XENMEM_machine_memory_map) == -Errno.EPERM
     for domid, result in [(NOBODY, -Errno.ESRCH), (OTHER_DOMID, -Errno.EPERM), (DOM0, -Errno.EPERM)]:
         domain.put(ARG, (domid, 8), (0, 8), (LIST, 8))
         assert op(domain, abi.XENMEM_set_memory_map) == result

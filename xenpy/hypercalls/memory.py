@@ -13,6 +13,7 @@ from xenpy.errors import Errno, XenError
 from xenpy.hypercalls import machine_memory
 from xenpy.hypercalls.dispatch import Hypercall
 from xenpy.hypercalls.domids import own_domain, refusal
+from xenpy.hypercalls.pv import pv_domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,8 +207,9 @@ def memory_map(call: Call, op: Any) -> None:
 
 
 @memory_op.handles(abi.XENMEM_machine_memory_map)
-def machine_memory_map(_call: Call) -> None:
-    """Refuse: the machine's own map is for dom0."""
+def machine_memory_map(call: Call) -> None:
+    """Refuse: the machine's own map is for dom0. An auto-translated guest is told that there is no such thing."""
+    pv_domain(call)
     raise XenError(Errno.EPERM, "the machine memory map is for dom0")
 
 
@@ -249,7 +251,10 @@ def _walk(call: Call, op: Any, action: Action) -> int:
             at_once = 1  # the list leaves the guest's memory within the chunk: what comes before counts
             continue
         for number in numbers:
-            if not action(call, op, number, op.extent_start + done * call.word_size):
+            try:
+                if not action(call, op, number, op.extent_start + done * call.word_size):
+                    return done
+            except XenError:
                 return done
             done += 1
         call.checkpoint()
