@@ -190,9 +190,9 @@ class Vcpu(Waiting):
             self._wake.notify_all()
 
     @property
-    def is_kicked(self) -> bool:
-        """Tell whether the thread has something to look at before the guest goes on."""
-        return bool(self.kvm.run.immediate_exit)
+    def is_asked(self) -> bool:
+        """Tell whether somebody has asked the thread to do something before the guest goes on."""
+        return bool(self._requests)
 
     def _main(self) -> None:
         try:

@@ -45,8 +45,8 @@ class Waiting(ABC):
 
     @property
     @abstractmethod
-    def is_kicked(self) -> bool:
-        """Tell whether the thread has something to look at before the guest goes on."""
+    def is_asked(self) -> bool:
+        """Tell whether somebody has asked the thread to do something before the guest goes on."""
 
     def yield_(self) -> None:
         """Let other vCPUs run: their threads get the interpreter while this one sleeps for the shortest time."""
@@ -56,7 +56,7 @@ class Waiting(ABC):
         """Sleep until a port is pending, an upcall comes, or system time reaches `timeout_ns` (0: no limit)."""
         domain, evtchn = self.domain, self.domain.evtchn
         self._poll_ports = frozenset(ports)
-        self._woken = self.is_kicked  # what that was for must not wait
+        self._woken = self.is_asked  # what came while it waited for the lock must not wait for an event
         self._polls, self._poll_until = True, timeout_ns or None
         try:
             while not (self._woken or domain.ending is not None or any(evtchn.is_pending(port) for port in ports)):
