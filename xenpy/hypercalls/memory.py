@@ -25,27 +25,6 @@ if TYPE_CHECKING:
     Action = Callable[[Call, Any, int, int], bool]
     """action(call, reservation, number in its list, where in the list that is): tells whether to go on."""
 
-
-class _MemoryOp(Hypercall):
-    """The upper bits of a command say how many of its extents are done already, which is for Xen's own use: to go on after a break."""
-
-    def command(self, call: Call) -> int:
-        return call.args[0] & _COMMAND_MASK
-
-    def __call__(self, call: Call) -> int | None:
-        command, start = self.command(call), call.args[0] >> _COMMAND_BITS
-        if command in _RESERVATIONS:
-            try:
-                return super().__call__(call)
-            except XenError:
-                return start  # what cannot be begun is done as far as it was, without an errno
-        if start and command in _UNDIVIDED:
-            raise XenError(Errno.EINVAL, f"memory_op {command} does not go on at {start}")
-        return super().__call__(call)
-
-
-memory_op = _MemoryOp(12, "memory_op")
-
 _COMMAND_BITS: Final = 6
 _COMMAND_MASK: Final = (1 << _COMMAND_BITS) - 1
 """Ref: xen/include/public/memory.h; in Xen MEMOP_EXTENT_SHIFT"""
@@ -61,13 +40,39 @@ _UNDIVIDED: Final = frozenset(
         abi.XENMEM_maximum_gpfn, abi.XENMEM_remove_from_physmap,
     )
 )  # fmt: skip
-_CHUNK: Final = 512
-"""So many extents of a list are read at once, and so many pages handled before others get their turn."""
 _E820: Final = Struct("<QQI")
 _E820_MAX: Final = 1024
 """So many entries Xen keeps of a memory map."""
+_CHUNK: Final = 512
+"""So many extents of a list are read at once, and so many pages handled before others get their turn."""
 _PLACEMENTS: Final = 64
 """The same for pages that are placed, each of which costs a mapping."""
+
+
+def _start(call: Call) -> int:
+    """Return how many extents are done already by the upper bits of a command, which are for Xen's own use: to go on after a break."""
+    return call.args[0] >> _COMMAND_BITS
+
+
+class _MemoryOp(Hypercall):
+    """Its command is what is below those bits."""
+
+    def command(self, call: Call) -> int:
+        return call.args[0] & _COMMAND_MASK
+
+    def __call__(self, call: Call) -> int | None:
+        command, start = self.command(call), _start(call)
+        if command in _RESERVATIONS:
+            try:
+                return super().__call__(call)
+            except XenError:
+                return start  # what cannot be begun is done as far as it was, without an errno
+        if start and command in _UNDIVIDED:
+            raise XenError(Errno.EINVAL, f"memory_op {command} does not go on at {start}")
+        return super().__call__(call)
+
+
+memory_op = _MemoryOp(12, "memory_op")
 
 
 # -- placing pages ----------------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ def set_memory_map(call: Call, op: Any) -> None:
 def _extents(call: Call, op: Any) -> tuple[int, int]:
     """Check a reservation; return the number of extents in all and of those done already. Raises XenError."""
     own_domain(call, op.domid)
-    start = call.args[0] >> _COMMAND_BITS
+    start = _start(call)
     if op.nr_extents > _MAX_EXTENTS or start >= op.nr_extents:
         raise XenError(Errno.EINVAL, f"{op.nr_extents} extents")
     if op.extent_order > machine_memory.MAX_EXTENT_ORDER:

@@ -5,7 +5,7 @@ Ref: xen/include/public/platform.h, sysctl.h, domctl.h, kexec.h, hypfs.h, arch-x
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from xenpy.errors import Errno, XenError
 from xenpy.hypercalls.dispatch import hypercall
@@ -21,19 +21,11 @@ DOMCTL_VERSION: Final = 0x15
 """Those of Xen 4.17's interfaces: another's structures are refused first."""
 
 
-class _Head(NamedTuple):
-    """How the structures of these hypercalls begin."""
-
-    command: int
-    interface_version: int
-
-
-def _head(call: Call, version: int) -> _Head:
-    """Return how the argument begins. Raises XenError: EFAULT, EACCES for another version of the interface."""
-    head = _Head(*call.words(call.args[0], 2, 4))
-    if head.interface_version != version:
-        raise XenError(Errno.EACCES, f"version {head.interface_version:#x} of the interface, not {version:#x}")
-    return head
+def _check_version(call: Call, wanted: int) -> None:
+    """See that the argument, which begins with command and version, is for this interface. Raises XenError: EFAULT, EACCES."""
+    _, version = call.words(call.args[0], 2, 4)
+    if version != wanted:
+        raise XenError(Errno.EACCES, f"version {version:#x} of the interface, not {wanted:#x}")
 
 
 def _privileged(what: str) -> XenError:
@@ -43,21 +35,21 @@ def _privileged(what: str) -> XenError:
 @hypercall(7, "platform_op")
 def platform_op(call: Call) -> None:
     """Refuse: the machine is not the domain's."""
-    _head(call, PLATFORM_VERSION)
+    _check_version(call, PLATFORM_VERSION)
     raise _privileged("platform_op")
 
 
 @hypercall(35, "sysctl")
 def sysctl(call: Call) -> None:
     """Refuse: the host is not the domain's to control."""
-    _head(call, SYSCTL_VERSION)
+    _check_version(call, SYSCTL_VERSION)
     raise _privileged("sysctl")
 
 
 @hypercall(36, "domctl")
 def domctl(call: Call) -> None:
     """Refuse: a domU controls no domain. Raises XenError: EFAULT, EACCES, ESRCH, EPERM."""
-    _head(call, DOMCTL_VERSION)
+    _check_version(call, DOMCTL_VERSION)
     (domid,) = call.words(call.args[0] + 8, 1, 2)
     raise _privileged("domctl") if domid == call.domain.domid else refusal(call, domid)
 

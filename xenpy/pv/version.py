@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Final
 
 CAPABILITIES: Final = "xen-3.0-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 "
-"""The guest types of this Xen in XENVER_capabilities' form. The interface has been that of Xen 3.0 ever since, and a space ends it."""
+"""The guest types of this Xen in XENVER_capabilities' form. The number is the interface's, which scripts look for; a space ends it."""
 
 
 class XENFEAT(IntEnum):

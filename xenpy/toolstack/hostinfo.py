@@ -15,8 +15,6 @@ from xenpy.pv.version import CAPABILITIES, XenVersion
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-"""The number is that of the ABI: scripts look for 3.0 whatever the version of Xen."""
-
 
 def fields() -> Iterator[tuple[str, str]]:
     """Yield names and values in xl's order."""

@@ -32,11 +32,9 @@ class OwnPage:
 
     def __init__(self, caller: Pins, gfn: int, *, readonly: bool) -> None:
         caller.own_frame(gfn)
-        self._caller = caller
-        self._gfn = gfn
-        self._taken = not readonly and caller.take_writable is not None
-        if caller.take_writable is not None and self._taken and not caller.take_writable(gfn):
-            raise GrantError(GNTST.general_error, f"gfn {gfn:#x} cannot be written to")
+        if not readonly:
+            caller.take(gfn)
+        self._caller, self._gfn, self._readonly = caller, gfn, readonly
 
     def part(self, offset: int, size: int) -> memoryview:
         """Return a part of the page."""
@@ -44,8 +42,8 @@ class OwnPage:
 
     def release(self) -> None:
         """Let the page be what it likes again."""
-        if self._taken and self._caller.give_writable is not None:
-            self._caller.give_writable(self._gfn)
+        if not self._readonly:
+            self._caller.give(self._gfn)
 
 
 def copy(caller: Pins, lookup: Callable[[int], Pins], source: CopyEnd, dest: CopyEnd, length: int) -> None:

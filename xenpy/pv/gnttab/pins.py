@@ -181,8 +181,8 @@ class Pins:
             elif active.frame is None:
                 active.frame = self.own_frame(active.entry.gfn)
             first_writer = not readonly and not active.writers and inner is None
-            if first_writer and self.take_writable is not None and not self.take_writable(active.entry.gfn):
-                raise GrantError(GNTST.general_error, f"gfn {active.entry.gfn:#x} cannot be written to")
+            if first_writer:
+                self.take(active.entry.gfn)
         except GrantError:
             self._settle(gref, active, readonly=readonly)
             raise
@@ -201,8 +201,8 @@ class Pins:
             active.readers -= 1
         else:
             active.writers -= 1
-            if not active.writers and active.entry.trans_domid is None and self.give_writable is not None:
-                self.give_writable(active.entry.gfn)
+            if not active.writers and active.entry.trans_domid is None:
+                self.give(active.entry.gfn)
         if not (active.readers or active.writers):
             del self._active[gref]
         self._settle(gref, active, readonly=readonly)
@@ -230,6 +230,16 @@ class Pins:
         except XenError as error:
             raise GrantError(GNTST.general_error, f"transitive grant of domain {domid}: {error}") from None
         return inner.pin(entry.gref, self.domid, readonly=readonly, mapping=False, transitive=False)
+
+    def take(self, gfn: int) -> None:
+        """Have a page stay memory that may be written to, until `give`. Raises GrantError(general_error) if it is not."""
+        if self.take_writable is not None and not self.take_writable(gfn):
+            raise GrantError(GNTST.general_error, f"gfn {gfn:#x} cannot be written to")
+
+    def give(self, gfn: int) -> None:
+        """Undo one `take`."""
+        if self.give_writable is not None:
+            self.give_writable(gfn)
 
     def own_frame(self, gfn: int) -> Frame:
         """Return the page at a gfn if it is the domain's own: RAM, or one that we gave it.
